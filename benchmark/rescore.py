@@ -84,7 +84,7 @@ def _subject(row: SummaryRow, report: Report, suites: list[Suite]) -> Subject:
     )
 
 
-def _refuse(_: Any) -> Any:
+def _refuse(*_: Any) -> Any:
     raise EdgekdError(
         "A stored report keeps no images and no models.", "Run edgekd benchmark to run them again."
     )

@@ -17,27 +17,13 @@ from pathlib import Path
 from cells import Cell, finished
 
 from edgekd.configs.vl import VlTrainConfig
-from edgekd.distill.models.teachers import load_teacher
-from edgekd.distill.vl.data import VlData
 from edgekd.distill.vl.run import evaluate_vl
-from edgekd.distill.vl.tasks import load_vl_data
-from edgekd.distill.vl.teacher import TokenTeacher, read_tokens
 from edgekd.distill.vl.train import train_vl
 from edgekd.studies.tables import stat, t_interval
 
 CONTROLS = ("none", "pooled-only", "uniform", "random-tokens", "clip-td", "question-only")
 STEPS = {"vqa": 120, "ve": 240, "choice": 120}
 SUITES = {"id": "in domain", "ood": "shifted"}
-
-
-@functools.cache
-def data_of(task: str, data: str) -> VlData:
-    return load_vl_data(task, data, shifted=True)
-
-
-@functools.cache
-def teacher_of(spec: str) -> TokenTeacher:
-    return read_tokens(load_teacher(spec))
 
 
 def run_cell(
@@ -66,12 +52,8 @@ def run_cell(
             "overwrite": True,
         }
     )
-    data = data_of(config.task, config.data)
-    teacher = teacher_of(config.teacher) if config.distil else None
-    run = train_vl(config, data=data, teacher=teacher)
-    rows = {
-        row["suite"].split(":")[0]: row for row in evaluate_vl(run, data, most=arguments.examples)
-    }
+    run = train_vl(config)
+    rows = {row["suite"].split(":")[0]: row for row in evaluate_vl(run, most=arguments.examples)}
     return {
         "task": task,
         "fraction": fraction,

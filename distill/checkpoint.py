@@ -87,8 +87,7 @@ class Checkpoint:
     """
 
     def __init__(self, config: TrainConfig, fabric: Fabric, command: str = "edgekd train") -> None:
-        assert config.out is not None
-        self.out = config.out
+        self.out = config.folder
         self.path = self.out / "checkpoint.pt"
         self.best_path = self.out / "best.pt"
         self.request = StopRequest()

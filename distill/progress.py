@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from torch import Tensor
 
+from edgekd.configs.train import TrainConfig
 from edgekd.core.console import err, say
 from edgekd.core.files import disk_errors, write_text
 from edgekd.core.readers import parse_json, read_text
@@ -54,25 +55,23 @@ class Progress:
     resuming, so every step is there once.
 
     Args:
+        config: `out`, and how often and where numbers are logged.
         steps: of the whole run. resume_at: steps done before.
         before: the `speed` of the part of the run before the checkpoint.
         stages: names of those that have steps.
-        loggers: where numbers go besides metrics.jsonl.
     """
 
     def __init__(
         self,
-        out: Path,
-        steps: int,
-        log_every: int,
+        config: TrainConfig,
         fabric: Fabric,
+        steps: int,
         resume_at: int = 0,
         before: Speed = (0, 0.0, 0.0),
         stages: Sequence[str] = ("train",),
-        loggers: Sequence[str] = ("tensorboard",),
     ) -> None:
-        self._path = out / "metrics.jsonl"
-        self._before, self._log_every, self._fabric = before, log_every, fabric
+        self._path = config.folder / "metrics.jsonl"
+        self._before, self._log_every, self._fabric = before, config.log_every, fabric
         self._steps, self._resume_at, self._stages = steps, resume_at, list(stages)
         self._images = 0
         self._waited_s = 0.0
@@ -82,7 +81,7 @@ class Progress:
         self._board: Loggers | None = None
         if fabric.is_global_zero:
             _keep_until(self._path, resume_at)
-            self._board = Loggers(loggers, out, resume_at)
+            self._board = Loggers(config.logger, config.folder, resume_at)
             if err.is_terminal:
                 self._bar = _bar("{task.fields[note]}")
                 self._task = self._bar.add_task("train", total=steps, completed=resume_at, note="")

@@ -86,12 +86,25 @@ class Recipe:
         return [(stage, range(*edges[i : i + 2])) for i, stage in enumerate(self.stages)]
 
 
+_BODY: tuple[Part, ...] = ("backbone", "projector")
+_LINEAR: tuple[Part, ...] = ("backbone", "head")
+_ALL: tuple[Part, ...] = ("backbone", "projector", "head")
 _CE = {"ce": TermSpec(1.0)}
 _MSE = {"feat_mse": TermSpec(1.0)}
 _VL2V = {"cos_img": TermSpec(0.5), "cos_text": TermSpec(0.5)}
 _TEXT_CE = {"text_ce": TermSpec(1.0, {"tau": 0.07})}
-_LGD = {"tau_student": 0.2, "tau_teacher": 0.01}
-_ALL: tuple[Part, ...] = ("backbone", "projector", "head")
+_LGD = TermSpec(0.5, {"tau_student": 0.2, "tau_teacher": 0.01})
+_RISE = {
+    "logit_kd": TermSpec(0.8, {"temperature": 3.0}),
+    "ce": TermSpec(0.2),
+    "cos_text": TermSpec(1.0),
+}
+
+
+def _whole(trains: tuple[Part, ...], **terms: TermSpec) -> tuple[Stage, ...]:
+    """The only stage of a recipe."""
+    return (Stage("train", 1.0, terms, trains),)
+
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -101,21 +114,14 @@ RECIPES: dict[str, Recipe] = {
             "labels only: fine-tune with cross-entropy, the baseline",
             "Vapnik 1998; DomainBed (Gulrajani and Lopez-Paz 2021)",
             "linear",
-            (Stage("train", 1.0, _CE, ("backbone", "head")),),
+            _whole(_LINEAR, **_CE),
         ),
         Recipe(
             "kd",
             "labels plus the teacher's zero-shot probabilities",
             "Hinton et al. 2015, KL on log-probabilities times T²",
             "linear",
-            (
-                Stage(
-                    "train",
-                    1.0,
-                    {"ce": TermSpec(0.5), "logit_kd": TermSpec(0.5, {"temperature": 4.0})},
-                    ("backbone", "head"),
-                ),
-            ),
+            _whole(_LINEAR, ce=TermSpec(0.5), logit_kd=TermSpec(0.5, {"temperature": 4.0})),
         ),
         Recipe(
             "clip-mse",
@@ -124,7 +130,7 @@ RECIPES: dict[str, Recipe] = {
             "text",
             (
                 Stage("align", 0.3, _MSE, ("projector",), lr=10.0),
-                Stage("train", 0.7, _MSE, ("backbone", "projector")),
+                Stage("train", 0.7, _MSE, _BODY),
             ),
         ),
         Recipe(
@@ -152,24 +158,18 @@ RECIPES: dict[str, Recipe] = {
             "labels through the text bank alone: vlm-ood without its two distilling terms",
             "Li et al., ICCV 2023 (L_cls, the first row of their tables; τ = 0.07)",
             "text",
-            (Stage("train", 1.0, _TEXT_CE, ("backbone", "projector")),),
+            _whole(_BODY, **_TEXT_CE),
         ),
         Recipe(
             "vlm-ood",
             "classify with the text bank, discriminate images as the teacher does, keep its neighbouring texts near",
             "Li et al., ICCV 2023 (all weights 1, τ = 0.07, k = 256)",
             "text",
-            (
-                Stage(
-                    "train",
-                    1.0,
-                    {
-                        **_TEXT_CE,
-                        "im_nce": TermSpec(1.0, {"tau": 0.07}),
-                        "vlprox": TermSpec(1.0, {"k": 256, "tau": 0.07}, mask="teacher_correct"),
-                    },
-                    ("backbone", "projector"),
-                ),
+            _whole(
+                _BODY,
+                **_TEXT_CE,
+                im_nce=TermSpec(1.0, {"tau": 0.07}),
+                vlprox=TermSpec(1.0, {"k": 256, "tau": 0.07}, mask="teacher_correct"),
             ),
             centre=True,
         ),
@@ -178,17 +178,7 @@ RECIPES: dict[str, Recipe] = {
             "no labels: the teacher's distributions over a vocabulary's texts and over their visual prototypes",
             "Li et al., T-MM 2024 (½ + ½, τ_S = 0.2, τ_T = 0.01, μ = 0.999)",
             "text",
-            (
-                Stage(
-                    "train",
-                    1.0,
-                    {
-                        "text_soft_ce": TermSpec(0.5, _LGD),
-                        "visual_soft_ce": TermSpec(0.5, _LGD),
-                    },
-                    ("backbone", "projector"),
-                ),
-            ),
+            _whole(_BODY, text_soft_ce=_LGD, visual_soft_ce=_LGD),
             prompts="imagenet80",
             projector="mlp",
         ),
@@ -199,7 +189,7 @@ RECIPES: dict[str, Recipe] = {
             "linear",
             (
                 Stage("probe", 0.3, _CE, ("head",), lr=10.0),
-                Stage("finetune", 0.7, _CE, ("backbone", "head")),
+                Stage("finetune", 0.7, _CE, _LINEAR),
             ),
         ),
         Recipe(
@@ -207,33 +197,14 @@ RECIPES: dict[str, Recipe] = {
             "labels, and the student's own confident answers on all images: self-training without a teacher",
             "Lee 2013; threshold 0.95 as in FixMatch (Sohn et al. 2020)",
             "linear",
-            (
-                Stage(
-                    "train",
-                    1.0,
-                    {**_CE, "pseudo_ce": TermSpec(1.0, {"threshold": 0.95})},
-                    ("backbone", "head"),
-                ),
-            ),
+            _whole(_LINEAR, **_CE, pseudo_ce=TermSpec(1.0, {"threshold": 0.95})),
         ),
         Recipe(
             "rise",
             "labels and the teacher's probabilities on class vectors that start as texts, held near text and domains",
             "Huang et al., ICCV 2023 (w1 = 0.8, w2 = 0.2, w3 = 1, T = 3)",
             "learned",
-            (
-                Stage(
-                    "train",
-                    1.0,
-                    {
-                        "logit_kd": TermSpec(0.8, {"temperature": 3.0}),
-                        "ce": TermSpec(0.2),
-                        "cos_text": TermSpec(1.0),
-                        "domain_rel": TermSpec(1.0),
-                    },
-                    _ALL,
-                ),
-            ),
+            _whole(_ALL, **_RISE, domain_rel=TermSpec(1.0)),
             prompts="imagenet7",
         ),
         Recipe(
@@ -241,19 +212,7 @@ RECIPES: dict[str, Recipe] = {
             "labels, and the teacher's probabilities, texts and image embeddings, on restyled or unlabelled images",
             "ours: terms of RISE (Huang et al., ICCV 2023) and cos_img of VL2V (Addepalli et al., CVPR 2024)",
             "learned",
-            (
-                Stage(
-                    "train",
-                    1.0,
-                    {
-                        "logit_kd": TermSpec(0.8, {"temperature": 3.0}),
-                        "ce": TermSpec(0.2),
-                        "cos_text": TermSpec(1.0),
-                        "cos_img": TermSpec(1.0),
-                    },
-                    _ALL,
-                ),
-            ),
+            _whole(_ALL, **_RISE, cos_img=TermSpec(1.0)),
             prompts="imagenet7",
             augment="restyle",
             balance="classes",
@@ -261,11 +220,7 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 DEFAULT_RECIPE = "edgekd"
-_FIELDS = {
-    "text": {"embedding"},
-    "linear": {"logits"},
-    "learned": {"embedding", "logits"},
-}
+_FIELDS = {"text": {"embedding"}, "linear": {"logits"}, "learned": {"embedding", "logits"}}
 """Batch fields that depend on the head; every recipe may have the others."""
 _OTHERS = {"labels", "teacher", "bank", "visual_bank", "domain_bank", "captions"}
 

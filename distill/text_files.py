@@ -17,15 +17,9 @@ from edgekd.distill.text_bank import readable
 
 QUESTION = "Use a single sentence to describe the appearance and shape of {}. Only describe the shape and appearance."
 """The prompt to the paper's language model (Li et al., ICCV 2023); a `command:` gets it with the class name."""
-
-
 DESCRIPTIONS_FILE = "descriptions.json"
 """In a run's folder."""
-
-
 COMMAND_SECONDS = 120
-
-
 Descriptions = Mapping[str, tuple[str, ...]]
 """Class name → its sentences, each appended to the class's prompts (label enrichment; Li et al., ICCV 2023)."""
 

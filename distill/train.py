@@ -199,11 +199,10 @@ def make_average(
 ) -> LastWeights:
     """Return the average of a stage of `steps`; SWAD and WiSE-FT apply to the last stage alone."""
     if config.average == "swad" and final:
-        assert config.out is not None
         every = config.eval_every or max(1, steps // SWAD_EVALUATIONS)
         loss = task.loss if fabric.is_global_zero else None
         rule = config.swad.model_dump()
-        return Swad(task.model, config.out / "swad", every, steps, loss, rule)
+        return Swad(task.model, config.folder / "swad", every, steps, loss, rule)
     if config.average == "ema" and config.ema:
         return Ema(task.model, config.ema)
     return LastWeights(task.model)
@@ -244,9 +243,8 @@ def train(config: TrainConfig, callback: Callback | None = None) -> Run:
     """
     launch = find_launch()
     config = settle(config)
-    assert config.out is not None
     # Process 0 holds the run's folder from before the work until its end.
-    folder = growing(config.out, RUN, overwrite=config.overwrite, resume=config.resume)
+    folder = growing(config.folder, RUN, overwrite=config.overwrite, resume=config.resume)
     with folder if is_main_process() else contextlib.nullcontext():
         images, split = load_data(config)
         fabric = make_fabric(config, launch)
@@ -266,12 +264,12 @@ def train(config: TrainConfig, callback: Callback | None = None) -> Run:
                 how = error.signal_name or f"exit code {error.exit_code}"
                 raise EdgekdError(
                     f"Process {error.error_index} of {config.devices} died ({how}), and the others were ended.",
-                    f"Go on, with fewer --devices if need be: edgekd train --resume --out {shell_word(config.out)}",
+                    f"Go on, with fewer --devices if need be: edgekd train --resume --out {shell_word(config.folder)}",
                 ) from error
             raise
         if stopped is not None:
             raise stopped
-    return read_run(config.out)
+    return read_run(config.folder)
 
 
 def _work(
@@ -312,17 +310,9 @@ def _train_process(
     resume_at = checkpoint.restore(task) if config.resume else 0
     initialise(task, resumed=resume_at > 0)
     spans = task.recipe.spans(task.steps)
-    progress = Progress(
-        checkpoint.out,
-        task.steps,
-        config.log_every,
-        fabric,
-        resume_at,
-        checkpoint.speed_before,
-        [stage.name for stage, span in spans if len(span)],
-        config.logger,
-    )
-    with progress:
+    stages = [stage.name for stage, span in spans if len(span)]
+    before = checkpoint.speed_before
+    with Progress(config, fabric, task.steps, resume_at, before, stages) as progress:
         with checkpoint.request, step_threads(fabric, task.step_pixels):
             average = fit(
                 task,

@@ -32,7 +32,7 @@ class Paint:
         self.labels = labels
         self.reads = np.zeros(len(labels), dtype=int)
 
-    def __call__(self, index: int) -> Image.Image:
+    def __call__(self, index: int, draft: int | None = None) -> Image.Image:
         self.reads[index] += 1
         return Image.new("RGB", (40, 30), (int(self.labels[index]), index % 256, index // 256))
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.core.readers import sha256_file
-from edgekd.data.image_set import FileReader, ImageSet
+from edgekd.data.image_set import ImageSet
+from edgekd.data.sources.source import FileReader
 from edgekd.targets.agent.job import Job, JobArtifact
 from edgekd.targets.devices.result import DeviceResult, check_result, open_result
 from edgekd.targets.session import open_session

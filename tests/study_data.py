@@ -1,13 +1,19 @@
-"""Images and settings for studies whose runs take about a second, and cells made by hand."""
+"""Images and settings for runs and studies that take about a second, what they wrote, and cells made by hand."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from edgekd.distill.progress import Progress
 from edgekd.studies.store import Cell, Done, Outcome
 
 
@@ -40,6 +46,41 @@ def tiny_settings(data: Path, teacher: Path) -> dict[str, Any]:
         "views": 1,
         "accelerator": "cpu",
     }
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Whether two runs hold the very same student."""
+    left, right = (load_file(run / "student.safetensors") for run in (a, b))
+    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+
+
+def answers(folder: Path, key: str) -> dict[str, np.ndarray]:
+    """What a study keeps of a cell."""
+    with np.load(folder / "cells" / f"{key}.npz") as file:
+        return dict(file)
+
+
+def after_step(step: int, patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Call `act` once a training has recorded `step` steps."""
+    record = Progress.step
+
+    def acting(self: Any, at: int, *rest: Any) -> None:
+        record(self, at, *rest)
+        if at + 1 == step:
+            act()
+
+    patch.setattr(Progress, "step", acting)
+
+
+def raised(error: type[BaseException]) -> Callable[..., None]:
+    def act(*_: Any) -> None:
+        raise error
+
+    return act
 
 
 def done(cell: Cell, seconds: float = 10.0, **answers: str) -> Done:

@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -148,7 +147,8 @@ def measure(task: Classification, planned: Estimate) -> Estimate:
     store = PixelStore(images, store_side(task.student.preprocess.size), None)
     decoded = len(images) * _seconds(lambda: store.batch(chosen), 1) / len(chosen)
     passes = teacher_s = online = None
-    embeddings: Embed | None = partial(_random_embeddings, teacher.dim) if teacher else None
+    dim = teacher.dim if teacher else 0
+    embeddings: Embed | None = (lambda i, _: _random(len(i), dim)) if teacher else None
     if task.needs_teacher and isinstance(teacher, ClipTeacher):
         if config.online_teacher:
             online, embeddings = PixelStore(images, store_side(teacher.preprocess.size), None), None
@@ -182,10 +182,8 @@ def measure(task: Classification, planned: Estimate) -> Estimate:
     )
 
 
-def _random_embeddings(
-    dim: int, indices: NDArray[np.int64], _: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    return np.random.default_rng(0).normal(size=(len(indices), dim)).astype(np.float32)
+def _random(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def _step_seconds(task: Classification, model: Any, stage: Stage, folds: list[Fold]) -> float:

@@ -56,7 +56,7 @@ def finish(
         selection += "; scale fitted to the teacher's probabilities, as no image has a label"
         assert task.bank is not None
         assert task.teacher is not None
-        held_out = plain_embeddings(task.fabric, task.teacher, images, split.val)
+        held_out = plain_embeddings(task.teacher, images, split.val, task.fabric.device)
         targets = softmax(task.bank.zero_shot(held_out), dim=-1)
         agreement = float((scores.argmax(axis=1) == targets.argmax(dim=1).numpy()).mean())
         say(f"the teacher's class on {100 * agreement:.1f} % of {len(scores)} held-out images")

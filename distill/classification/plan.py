@@ -77,7 +77,8 @@ def settle(config: TrainConfig) -> TrainConfig:
         "bn": config.bn or ("train" if random else "frozen"),
         "lr": config.lr or (_scratch_lr(config.student) if random or toy else 3e-4),
         "precision": precision_of(config),
-        "out": config.out or _free_folder(config),
+        "out": config.out
+        or free_name(Path("runs") / f"{config.student}-{config.recipe}-{_short(config.data)}"),
     }
     if config.size is None and toy and not encoder:
         chosen["size"] = TOY_SIZE
@@ -193,24 +194,13 @@ def _absolute(spec: str) -> str:
     return spec
 
 
-def _free_folder(config: TrainConfig) -> Path:
-    return free_name(Path("runs") / f"{config.student}-{config.recipe}-{_short(config.data)}")
-
-
-# --- checks
-
-
-# --- images
-
-
 def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
     """Load the images of a run.
 
     Returns:
         The labelled images with the unlabelled ones behind them, and the split, read back when a run is resumed.
     """
-    assert config.out is not None
-    path = config.out / "split.json"
+    path = config.folder / "split.json"
     resumed = config.resume and path.exists()
     limit = config.unlabelled_images
     if config.data == NO_DATA:
@@ -260,24 +250,19 @@ def split_after(folder: Path, split: Split) -> Split:
     )
 
 
-# --- folders of runs
-
-
-def newest_run(root: Path = Path("runs")) -> Path:
+def newest_run() -> Path:
     """Return the most recently finished run under `runs/`."""
-    finished = sorted(root.glob("*/run.json"), key=os.path.getmtime)
+    finished = sorted(Path("runs").glob("*/run.json"), key=os.path.getmtime)
     if not finished:
-        raise EdgekdError(
-            f"There is no finished run under {root}/.", "Train one first: edgekd train."
-        )
+        raise EdgekdError("There is no finished run under runs/.", "Train one first: edgekd train.")
     return finished[-1].parent
 
 
-def _newest_unfinished(root: Path = Path("runs")) -> Path:
-    folders = [path.parent for path in root.glob("*/config.json")]
+def _newest_unfinished() -> Path:
+    folders = [path.parent for path in Path("runs").glob("*/config.json")]
     started = [folder for folder in folders if not (folder / "run.json").exists()]
     if not started:
         raise EdgekdError(
-            f"There is no unfinished run under {root}/.", "Name it: --resume --out FOLDER."
+            "There is no unfinished run under runs/.", "Name it: --resume --out FOLDER."
         )
     return max(started, key=os.path.getmtime)

@@ -142,16 +142,15 @@ def _begin_folder(config: TrainConfig, split: Split, described: Descriptions | N
 
     Called when data, teacher and student are loaded, so that `overwrite` removes nothing for a run that cannot start.
     """
-    assert config.out is not None
     if not config.resume:
-        clear(config.out, RUN, marker=False)
+        clear(config.folder, RUN, marker=False)
         settings = config.model_dump(mode="json", exclude={"resume", "overwrite", "out", "plan"})
-        write_json(config.out / "config.json", settings)
-    if not (config.out / "split.json").exists():
-        split.write(config.out / "split.json")
-    if described is not None and not (config.out / DESCRIPTIONS_FILE).exists():
+        write_json(config.folder / "config.json", settings)
+    if not (config.folder / "split.json").exists():
+        split.write(config.folder / "split.json")
+    if described is not None and not (config.folder / DESCRIPTIONS_FILE).exists():
         sentences = {name: list(own) for name, own in described.items()}
-        write_json(config.out / DESCRIPTIONS_FILE, sentences)
+        write_json(config.folder / DESCRIPTIONS_FILE, sentences)
 
 
 def _say_plan(task: Classification) -> None:

@@ -17,17 +17,9 @@ from edgekd.configs.train import TrainConfig
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
 from edgekd.distill.classification.predict import source_accuracy, source_loss
-from edgekd.distill.classification.text_targets import (
-    TextTargets,
-)
-from edgekd.distill.inputs.batches import (
-    BatchSource,
-    RawBatch,
-    Sampler,
-)
-from edgekd.distill.inputs.cache import (
-    plain_embeddings,
-)
+from edgekd.distill.classification.text_targets import TextTargets
+from edgekd.distill.inputs.batches import BatchSource, RawBatch, Sampler
+from edgekd.distill.inputs.cache import plain_embeddings
 from edgekd.distill.inputs.restyle import restyle
 from edgekd.distill.inputs.views import render
 from edgekd.distill.launch import Fabric, gathered
@@ -96,15 +88,10 @@ class Classification:
     def train_only(self, parts: tuple[str, ...]) -> None:
         """Freeze all parts of the student but these."""
         student = self.student
-        modules: dict[str, list[nn.Module | None]] = {
-            "backbone": [student.backbone],
-            "head": [student.head],
-        }
-        modules["projector"] = [student.neck, student.projector]
-        for name, own in modules.items():
-            for module in own:
-                if module is not None:
-                    module.requires_grad_(name in parts)
+        for name in ("backbone", "neck", "projector", "head"):
+            module: nn.Module | None = getattr(student, name)
+            if module is not None:
+                module.requires_grad_({"neck": "projector"}.get(name, name) in parts)
 
     def folds(self) -> list[Fold]:
         """Return the BatchNorms that a forward pass of the student may fold into its convolutions."""
@@ -192,7 +179,7 @@ class Classification:
         if self.source.embeddings is not None:
             return torch.from_numpy(self.source.embeddings(indices, np.zeros_like(indices)))
         assert self.teacher is not None
-        return plain_embeddings(self.fabric, self.teacher, self.images, indices)
+        return plain_embeddings(self.teacher, self.images, indices, self.fabric.device)
 
 
 def make_batch(

@@ -132,10 +132,9 @@ def class_bank(
     """
     described = None
     if config.descriptions and fabric.is_global_zero:
-        assert config.out is not None
         vocabulary = read_vocabulary(config.vocabulary) if config.vocabulary else ()
         described = stored_descriptions(
-            config.out / DESCRIPTIONS_FILE if config.resume else None,
+            config.folder / DESCRIPTIONS_FILE if config.resume else None,
             config.descriptions,
             tuple(dict.fromkeys((*classes, *vocabulary))),
             may_run=not config.resume,
@@ -269,7 +268,7 @@ def without_outliers(
     """
 
     def confidence(indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        logits = bank.zero_shot(plain_embeddings(fabric, teacher, images, indices))
+        logits = bank.zero_shot(plain_embeddings(teacher, images, indices, fabric.device))
         return softmax(logits, dim=-1).amax(dim=-1).numpy()
 
     places = np.arange(len(images) - len(split.unlabelled), len(images))

@@ -8,9 +8,10 @@ once: one uint8 array on disk, squash-resized to the side a model needs, shared 
 from __future__ import annotations
 
 import functools
+import itertools
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from edgekd.core.ahead import map_ahead
 from edgekd.core.console import say
 from edgekd.core.files import cache_folder, short_hash, stored_array
 from edgekd.core.preprocess import Preprocess
@@ -189,10 +191,7 @@ class PixelStore:
             return pixels
         if self.array is not None:
             return self.array[indices]
-        with ThreadPoolExecutor() as pool:
-            return np.stack(
-                list(pool.map(lambda i: squashed(self.images, int(i), self.side), indices))
-            )
+        return next(_stacked(lambda i: squashed(self.images, i, self.side), indices, len(indices)))
 
 
 def squashed(images: ImageSet, index: int, side: int) -> NDArray[np.uint8]:
@@ -225,16 +224,12 @@ def open_store(images: ImageSet, side: int, *, max_bytes: int = MAX_BYTES) -> Pi
 
 
 def _decoded(images: ImageSet, side: int, folder: Path) -> Iterator[NDArray[np.uint8]]:
-    """Yield the squashed images, uint8 `[≤ block, side, side, 3]`."""
+    """Return the squashed images, uint8 `[≤ block, side, side, 3]`."""
     count, size = len(images), side * side * 3
     say(
         f"decoding {count:,} images to {side} px once ({count * size / 2**20:,.0f} MiB in {folder})"
     )
-    block = max(1, 2**24 // size)
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, count, block):
-            rows = range(start, min(start + block, count))
-            yield np.stack(list(pool.map(lambda i: squashed(images, i, side), rows)))
+    return _stacked(lambda i: squashed(images, i, side), range(count), max(1, 2**24 // size))
 
 
 def pixel_batches(
@@ -244,19 +239,16 @@ def pixel_batches(
 
     The next batch decodes in the background.
     """
+    return _stacked(lambda i: preprocess.pixels(images.read(i)), indices, batch)
 
-    def prepared(index: int) -> NDArray[np.uint8]:
-        return preprocess.pixels(images.read(index))
 
-    def submit(chunk: NDArray[np.int64]) -> list[Future[NDArray[np.uint8]]]:
-        return [pool.submit(prepared, int(index)) for index in chunk]
-
-    with ThreadPoolExecutor() as pool:
-        chunks = [indices[start : start + batch] for start in range(0, len(indices), batch)]
-        upcoming = submit(chunks[0]) if chunks else []
-        for following in [*chunks[1:], None] if chunks else []:
-            current, upcoming = upcoming, submit(following) if following is not None else []
-            yield np.stack([future.result() for future in current])
+def _stacked(
+    make: Callable[[int], NDArray[np.uint8]], indices: Iterable[int], batch: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield `make` of so many indices at a time; threads make those of the next batch meanwhile."""
+    made = map_ahead(lambda i: make(int(i)), indices, ahead=batch)
+    while part := list(itertools.islice(made, batch)):
+        yield np.stack(part)
 
 
 # --- batches

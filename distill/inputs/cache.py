@@ -28,8 +28,7 @@ from torch.nn.functional import cosine_similarity
 from edgekd.configs.train import TrainConfig
 from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import cache_folder as folder_of
-from edgekd.core.files import disk_errors, short_hash, write_bytes
+from edgekd.core.files import cache_folder, disk_errors, short_hash, write_bytes
 from edgekd.core.readers import map_array, read_array
 from edgekd.core.tensors import read_tensors, tensors_hash, write_tensors
 from edgekd.data.image_set import ImageSet
@@ -64,7 +63,7 @@ class EmbeddingCache:
     """
 
     def __init__(self, teacher_id: str, policy_id: str, dim: int) -> None:
-        self.folder = cache_folder() / f"{teacher_id}-{policy_id}"
+        self.folder = cache_folder("embeddings") / f"{teacher_id}-{policy_id}"
         self.dim = dim
         self._shards: list[NDArray[np.float16]] = []
         # Sorted arrays instead of a dictionary: 42 bytes an entry instead of about 300.
@@ -249,11 +248,6 @@ def fill(
         store()
 
 
-def cache_folder() -> Path:
-    """Return the folder of all embedding caches."""
-    return folder_of("embeddings")
-
-
 def fill_views(
     fabric: Fabric,
     cache: EmbeddingCache,
@@ -330,14 +324,17 @@ def caching_teacher(
 
 
 def plain_embeddings(
-    fabric: Fabric, teacher: Teacher, images: ImageSet, indices: NDArray[np.int64]
+    teacher: Teacher,
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return the teacher's embeddings of images without augmentation, float32 `[len(indices), D]`."""
+    """Return the teacher's embeddings of images without augmentation, float32 `[len(indices), D]`, on the CPU."""
     if isinstance(teacher, EmbeddingsTeacher):
         return teacher.lookup([images.ids[i] for i in indices])
-    teacher.model.to(fabric.device)
+    teacher.model.to(device)
     batches = (torch.from_numpy(b) for b in pixel_batches(images, indices, teacher.preprocess))
-    found = [teacher.embed_images(plain(batch.to(fabric.device))).cpu() for batch in batches]
+    found = [teacher.embed_images(plain(batch.to(device))).cpu() for batch in batches]
     return torch.cat(found)
 
 
@@ -373,7 +370,7 @@ def cached_tensors(
     Raises:
         EdgekdError: the cache folder cannot be written.
     """
-    path = folder_of("vl") / f"{kind}-{short_hash(kind, *facts)}.safetensors"
+    path = cache_folder("vl") / f"{kind}-{short_hash(kind, *facts)}.safetensors"
     with disk_errors(path), FileLock(f"{path}.lock"):  # runs side by side compute once
         if path.exists():
             try:

@@ -25,23 +25,13 @@ from torchvision.transforms.v2.functional import gaussian_blur, rgb_to_grayscale
 from edgekd.core.files import short_hash
 
 KINDS = ("fourier", "convolution", "lines", "paint", "solarise")
-
-
 _KERNEL = 7
-
-
 _WINDOW = 2 / 64
 """Side of the windows that a view is flattened by, as a part of its side."""
-
-
 _BLURS = (0.5 / 64, 0.8 / 64, 1.3 / 64, 2.1 / 64)
 """Standard deviations as parts of the view's side; a line drawing subtracts two neighbours."""
-
-
 _PENS = (0.35 / 64, 0.6 / 64, 1 / 64)
 """Widths of a cartoon's pen: standard deviations of the blur before contours are found, as parts of the view's side."""
-
-
 _FAINTEST = 0.02
 """Least change of colour over two pixels that a pen follows."""
 

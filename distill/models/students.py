@@ -340,25 +340,22 @@ def interpolate_with_teacher(student: Student, teacher: ClipTeacher, part: float
 def fit_scale(scores: Tensor, targets: Tensor) -> float:
     """Return the factor on raw scores with the least cross-entropy (temperature scaling, Guo et al. 2017).
 
-    Golden-section search over ln(factor): the loss is unimodal in it. Targets are smoothed by 1/(N+2) as in Platt
-    1999; otherwise the best factor for a validation set without a mistake would be infinite.
+    The loss is unimodal in ln(factor). Targets are smoothed by 1/(N+2) as in Platt 1999; otherwise the best factor for
+    a validation set without a mistake would be infinite.
 
     Args:
         scores: float `[N, C]`.
         targets: labels, int64 `[N]`, or probabilities, float `[N, C]`.
     """
+    from scipy.optimize import minimize_scalar
+
     smoothing = 1 / (len(targets) + 2)
-    low, high = math.log(1e-3), math.log(1e4)
-    ratio = (math.sqrt(5) - 1) / 2
 
     def loss(log_factor: float) -> float:
         scaled = scores.double() * math.exp(log_factor)
         return float(cross_entropy(scaled, targets, label_smoothing=smoothing))
 
-    for _ in range(60):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        if loss(left) < loss(right):
-            high = right
-        else:
-            low = left
-    return math.exp((low + high) / 2)
+    bounds = math.log(1e-3), math.log(1e4)
+    return math.exp(
+        minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9}).x
+    )

@@ -31,13 +31,7 @@ from edgekd.core.preprocess import Preprocess, open_clip_preprocess
 from edgekd.core.readers import read_arrays, sha256_file
 from edgekd.core.tensors import tensors_hash
 from edgekd.distill.models.class_token import only_class_token
-from edgekd.distill.text_bank import (
-    TextBank,
-    ensemble,
-    prompts_of,
-    readable,
-    warn_of_long_prompts,
-)
+from edgekd.distill.text_bank import TextBank, ensemble, prompts_of, readable, warn_of_long_prompts
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import numpy as np
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import read_json, sha256_file
-from edgekd.data.image_set import FileReader, ImageSet
+from edgekd.data.image_set import ImageSet
+from edgekd.data.sources.source import FileReader
 from edgekd.distill.vl.data import VlData
 
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")

@@ -20,9 +20,9 @@ from edgekd.core.readers import printable_values, read_object
 from edgekd.core.tensors import read_tensors, tensors_hash
 from edgekd.distill.inputs.cache import cached_tensors
 from edgekd.distill.models.students import make_student
-from edgekd.distill.vl.data import Reader, VlData, split_examples, subset
+from edgekd.distill.vl.data import Reader, VlData, subset
 from edgekd.distill.vl.student import VlStudent, patch_rows
-from edgekd.distill.vl.tasks import load_vl_data
+from edgekd.distill.vl.tasks import load_examples
 from edgekd.distill.vl.tokens import tokenize
 
 RECORD = "vl_run.json"
@@ -204,48 +204,43 @@ def accuracy(
 
 
 def evaluate_vl(
-    run: VlRun, data: str | VlData | None = None, predict: Predict | None = None, most: int = 10**9
+    run: VlRun, data: str | None = None, predict: Predict | None = None, most: int = 10**9
 ) -> list[dict[str, Any]]:
     """Measure accuracy in domain and, where a domain was left out, there; and of the most frequent training answer.
 
     Args:
-        data: the same data at another place, or loaded already. predict: other than the torch student.
+        data: the same data at another place. predict: other than the torch student.
         most: examples per suite, drawn.
 
     Returns:
         Per suite `suite`, `n`, `accuracy` (0–1), `majority` (0–1) and `synthetic`.
     """
-    config = run.config
-    domain = config.test_domain
-    if not isinstance(data, VlData):
-        data = load_vl_data(config.task, data or config.data, shifted=domain != "none")
-    if list(data.answers) != run.record["answers"]:
+    found, split = load_examples(run.config, data)
+    if list(found.answers) != run.record["answers"]:
         raise EdgekdError(
-            f"{data.name} has other answers than the run was trained on.", "Give the same data."
+            f"{found.name} has other answers than the run was trained on.", "Give the same data."
         )
-    split = split_examples(
-        data, test_domain=domain, fraction=config.fraction, seed=config.split_seed
-    )
-    reader = run.reader(data)
-    majority = int(np.bincount(data.labels[split.train]).argmax())
+    reader = run.reader(found)
+    majority = int(np.bincount(found.labels[split.train]).argmax())
     rows = []
-    for suite, indices in (("id", split.id_test), (f"ood:{domain}", split.ood_test)):
+    unseen = f"ood:{run.config.test_domain}"
+    for suite, indices in (("id", split.id_test), (unseen, split.ood_test)):
         if not len(indices):
             continue
         shown = subset(indices, most)
         if predict:
             shown, answers = predictions(predict, reader, shown)
         else:
-            frozen = config.freeze_backbone
+            frozen = run.config.freeze_backbone
             shown, answers = student_predictions(run.student, reader, shown, frozen=frozen)
-        right = data.labels[shown]
+        right = found.labels[shown]
         rows.append(
             {
                 "suite": suite,
                 "n": len(shown),
                 "accuracy": float((answers == right).mean()),
                 "majority": float((right == majority).mean()),
-                "synthetic": data.synthetic,
+                "synthetic": found.synthetic,
             }
         )
     return rows

@@ -10,10 +10,11 @@ import re
 
 import numpy as np
 
+from edgekd.configs.vl import VlTrainConfig
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill.text_bank import readable
-from edgekd.distill.vl.data import VlData
+from edgekd.distill.vl.data import VlData, VlSplit, split_examples
 from edgekd.distill.vl.easy_vqa import load_easy_vqa
 
 TASKS: dict[str, str] = {
@@ -27,6 +28,14 @@ _ABOUT_CLASS = ("there is {a} in the picture", "this shows {a}", "one can see {a
 _ABOUT_STYLE = ("this is {style} of {a}", "the picture is {style} with {a}")
 _NEUTRAL = ("the {name} is old", "the {name} belongs to a child", "the {name} was made in spring")
 """Statements that no class or domain name decides. Their words alone give them away: compare with `question-only`."""
+
+
+def load_examples(config: VlTrainConfig, data: str | None = None) -> tuple[VlData, VlSplit]:
+    """Return the examples of a run and their split; `data` is where they are now."""
+    shifted, seed = config.test_domain != "none", config.split_seed
+    found = load_vl_data(config.task, data or config.data, shifted=shifted)
+    domain, fraction = config.test_domain, config.fraction
+    return found, split_examples(found, test_domain=domain, fraction=fraction, seed=seed)
 
 
 def load_vl_data(task: str, data: str, *, shifted: bool = False) -> VlData:

@@ -237,7 +237,9 @@ def token_targets(
     seen = cached_tensors(
         "seen-1",
         (own.id, f"{cells[0]}x{cells[1]}", *keys),
-        lambda: _named(("patches", "pooled"), teacher.images(data.images, pictures, cells)),
+        lambda: dict(
+            zip(("patches", "pooled"), teacher.images(data.images, pictures, cells), strict=True)
+        ),
     )
     texts = [text for group in data.statements for text in group]
     statements = cached_tensors(
@@ -265,7 +267,3 @@ def token_targets(
         place=place,
         logit_scale=own.logit_scale,
     )
-
-
-def _named(names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    return dict(zip(names, tensors, strict=True))

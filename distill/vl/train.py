@@ -36,7 +36,7 @@ from edgekd.distill.progress import Progress
 from edgekd.distill.recipes import Stage
 from edgekd.distill.train import fit
 from edgekd.distill.vl import tokens
-from edgekd.distill.vl.data import Reader, VlData, VlSplit, split_examples, subset
+from edgekd.distill.vl.data import Reader, VlSplit, subset
 from edgekd.distill.vl.run import (
     RECORD,
     WEIGHTS,
@@ -47,8 +47,8 @@ from edgekd.distill.vl.run import (
     load_vl_run,
 )
 from edgekd.distill.vl.student import Joint, VlStudent
-from edgekd.distill.vl.tasks import load_vl_data
-from edgekd.distill.vl.teacher import TokenTargets, TokenTeacher, read_tokens, token_targets
+from edgekd.distill.vl.tasks import load_examples
+from edgekd.distill.vl.teacher import TokenTargets, read_tokens, token_targets
 from edgekd.distill.vl.token_td import TeacherTokens, TokenMaps, VlBatch
 
 _LOG_EVERY = 50
@@ -186,16 +186,8 @@ def own_candidates(joint: Joint, labels: Tensor) -> Joint:
     return Joint(joint.logits, joint.cls[rows], joint.patches[rows], joint.text[rows])
 
 
-def train_vl(
-    config: VlTrainConfig,
-    *,
-    data: VlData | None = None,
-    teacher: TokenTeacher | None = None,
-) -> VlRun:
+def train_vl(config: VlTrainConfig) -> VlRun:
     """Train a student and write its run folder.
-
-    Args:
-        data, teacher: what `config` names, loaded already.
 
     Raises:
         EdgekdError: anything the user can mend, before training starts wherever possible.
@@ -211,27 +203,13 @@ def train_vl(
             read_object(out / "config.json", "run configuration"), out / "config.json"
         )
     with growing(out, RUN, overwrite=config.overwrite, resume=resume):
-        _train(config, out, data, teacher, resume=resume)
+        _train(config, out, resume=resume)
     return load_vl_run(out)
 
 
-def _train(
-    config: VlTrainConfig,
-    out: Path,
-    data: VlData | None,
-    teacher: TokenTeacher | None,
-    *,
-    resume: bool,
-) -> None:
-    domain = config.test_domain
-    data = data or load_vl_data(config.task, config.data, shifted=domain != "none")
-    split = split_examples(
-        data, test_domain=domain, fraction=config.fraction, seed=config.split_seed
-    )
-    if config.distil:
-        teacher = teacher or read_tokens(load_teacher(config.teacher))
-    else:
-        teacher = None
+def _train(config: VlTrainConfig, out: Path, *, resume: bool) -> None:
+    data, split = load_examples(config)
+    teacher = read_tokens(load_teacher(config.teacher)) if config.distil else None
     length = tokens.length_of(data.texts, min(teacher.context, 77) if teacher else 77)
     torch.manual_seed(config.seed)
     # Only words that train get rows: another word's row would stay random, and cost a device memory.
@@ -263,9 +241,8 @@ def _train(
     fabric = make_fabric(loop)
     checkpoint = Checkpoint(loop, fabric, "edgekd vl train")
     resume_at = checkpoint.restore(task) if resume else 0
-    before = checkpoint.speed_before
     stages = [(task.stage(), range(config.steps))]
-    with Progress(out, config.steps, loop.log_every, fabric, resume_at, before) as progress:
+    with Progress(loop, fabric, config.steps, resume_at, checkpoint.speed_before) as progress:
         with checkpoint.request:
             fit(task, loop, fabric, stages, checkpoint, progress, max_norm=_MAX_NORM)
         seconds = checkpoint.seconds_before + progress.seconds

@@ -21,8 +21,9 @@ from edgekd.core.files import disk_errors, short_hash, write_bytes, write_text
 from edgekd.core.folders import BUNDLE, publishing
 from edgekd.core.manifest import read_artifact
 from edgekd.core.readers import inside, printable, sha256_file
-from edgekd.data.image_set import FileReader, ImageSet
+from edgekd.data.image_set import ImageSet
 from edgekd.data.images import read_bytes
+from edgekd.data.sources.source import FileReader
 from edgekd.targets.agent.__main__ import RESULT
 from edgekd.targets.agent.job import Job
 from edgekd.targets.registry import TARGETS

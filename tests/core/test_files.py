@@ -25,14 +25,7 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from edgekd.core import hub
 from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.core.files import (
-    disk_errors,
-    replacing,
-    scratch_folder,
-    short_hash,
-    sweep,
-    write_text,
-)
+from edgekd.core.files import disk_errors, replacing, scratch_folder, short_hash, sweep, write_text
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import sha256_file
 from edgekd.core.tensors import read_tensors, write_tensors

@@ -10,15 +10,7 @@ import pytest
 
 from edgekd.core import folders
 from edgekd.core.errors import EdgekdError
-from edgekd.core.folders import (
-    ARTIFACT,
-    COMPARISON,
-    REPORT,
-    RUN,
-    clear,
-    growing,
-    publishing,
-)
+from edgekd.core.folders import ARTIFACT, COMPARISON, REPORT, RUN, clear, growing, publishing
 
 SETTINGS = json.dumps({"student": "a", "pretrained": None, "teacher": "toy"})
 
@@ -41,15 +33,17 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+def claim(hold: Any, out: Path, kind: folders.Kind, *, overwrite: bool) -> None:
+    with hold(out, kind, overwrite=overwrite):
+        pass
+
+
 def test_a_new_folder_is_claimed_and_a_second_claim_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "run"
     with growing(out, RUN, overwrite=False):
         assert out.is_dir()
-        with (
-            pytest.raises(EdgekdError, match="Another process"),
-            growing(out, RUN, overwrite=True),
-        ):
-            pass
+        with pytest.raises(EdgekdError, match="Another process"):
+            claim(growing, out, RUN, overwrite=True)
         make = out / "config.json"
         make.write_text(SETTINGS)
         (out / "run.json").write_text("{}")
@@ -68,12 +62,11 @@ def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
     process = context.Process(target=_hold, args=(tmp_path / "run", taken))
     process.start()
     assert taken.wait(60)
-    with pytest.raises(EdgekdError), growing(tmp_path / "run", RUN, overwrite=False):
-        pass
+    with pytest.raises(EdgekdError):
+        claim(growing, tmp_path / "run", RUN, overwrite=False)
     process.kill()
     process.join()
-    with growing(tmp_path / "run", RUN, overwrite=False):
-        pass
+    claim(growing, tmp_path / "run", RUN, overwrite=False)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -83,21 +76,19 @@ def test_what_is_not_a_run_is_never_claimed(tmp_path: Path, held: str, overwrite
     out = tmp_path / "mine"
     out.mkdir()
     (out / held).write_text('{"architectures": ["CLIP"]}')
-    with pytest.raises(EdgekdError, match="not a run"), growing(out, RUN, overwrite=overwrite):
-        pass
+    with pytest.raises(EdgekdError, match="not a run"):
+        claim(growing, out, RUN, overwrite=overwrite)
     assert names(out) == {held}
 
 
 def test_a_finished_run_needs_overwrite_and_a_run_without_checkpoint_none(tmp_path: Path) -> None:
     for name in ("run.json", "checkpoint.pt"):
         out = make_run(tmp_path / name, name)
-        with pytest.raises(EdgekdError, match="exists already"), growing(out, RUN, overwrite=False):
-            pass
-        with growing(out, RUN, overwrite=True):
-            pass
+        with pytest.raises(EdgekdError, match="exists already"):
+            claim(growing, out, RUN, overwrite=False)
+        claim(growing, out, RUN, overwrite=True)
         assert names(out) == {"config.json", name}, "a claim removes nothing"
-    with growing(make_run(tmp_path / "killed", "split.json"), RUN, overwrite=False):
-        pass
+    claim(growing, make_run(tmp_path / "killed", "split.json"), RUN, overwrite=False)
 
 
 def test_a_run_that_fails_before_it_trains_leaves_no_obstacle(tmp_path: Path) -> None:
@@ -147,11 +138,8 @@ def test_a_published_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert names(tmp_path) == set()
     with publishing(out, REPORT, overwrite=False) as scratch:
         (scratch / "report.json").write_text("{}")
-        with (
-            pytest.raises(EdgekdError, match="Another process"),
-            publishing(out, REPORT, overwrite=True),
-        ):
-            pass
+        with pytest.raises(EdgekdError, match="Another process"):
+            claim(publishing, out, REPORT, overwrite=True)
         assert not out.exists()
     assert names(tmp_path) == {"report"}
 
@@ -159,11 +147,8 @@ def test_a_published_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_replacing_needs_overwrite_and_keeps_foreign_files(tmp_path: Path) -> None:
     out = make_report(tmp_path / "report", "old")
     (out / "notes.txt").write_text("mine")
-    with (
-        pytest.raises(EdgekdError, match="exists already"),
-        publishing(out, REPORT, overwrite=False),
-    ):
-        pass
+    with pytest.raises(EdgekdError, match="exists already"):
+        claim(publishing, out, REPORT, overwrite=False)
     with publishing(out, REPORT, overwrite=True) as scratch:
         (scratch / "report.json").write_text("new")
     assert names(out) == {"report.json", "notes.txt"}
@@ -207,16 +192,15 @@ def test_nothing_else_is_replaced_even_with_overwrite(
     precious = out if as_file else out / "thesis.txt"
     precious.parent.mkdir(exist_ok=True)
     precious.write_text("mine")
-    with pytest.raises(EdgekdError, match="not overwritten"), publishing(out, kind, overwrite=True):
-        pass
+    with pytest.raises(EdgekdError, match="not overwritten"):
+        claim(publishing, out, kind, overwrite=True)
     assert precious.read_text() == "mine"
 
 
 def test_a_page_of_someone_else_is_no_comparison(tmp_path: Path) -> None:
     (tmp_path / "comparison.html").write_text("mine")
-    refused = pytest.raises(EdgekdError, match="not overwritten")
-    with refused, publishing(tmp_path, COMPARISON, overwrite=True):
-        pass
+    with pytest.raises(EdgekdError, match="not overwritten"):
+        claim(publishing, tmp_path, COMPARISON, overwrite=True)
     assert (tmp_path / "comparison.html").read_text() == "mine"
 
 
@@ -224,11 +208,8 @@ def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path) -> None:
     old = make_report(tmp_path / ".old-0123456789ab-report", "old")
     (old / "notes.txt").write_text("mine")
     out = tmp_path / "report"
-    with (
-        pytest.raises(EdgekdError, match="exists already"),
-        publishing(out, REPORT, overwrite=False),
-    ):
-        pass
+    with pytest.raises(EdgekdError, match="exists already"):
+        claim(publishing, out, REPORT, overwrite=False)
     assert names(out) == {"report.json", "report.md", "notes.txt"}
     with publishing(out, REPORT, overwrite=True) as scratch:
         (scratch / "report.json").write_text("new")

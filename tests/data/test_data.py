@@ -59,7 +59,6 @@ def test_domain_layout(tmp_path: Path, make_domain_folder: Make) -> None:
 def test_role_layout(tmp_path: Path, make_domain_folder: Make, val: str) -> None:
     images = load_images(make_domain_folder(tmp_path, domains=("train", val, "test"), count=1))
     assert images.domains == ("all",)
-    assert images.roles is not None
     roles = {name.split("/")[0]: role for name, role in zip(images.ids, images.roles, strict=True)}
     assert roles == {"train": "train", val: "val", "test": "test"}
 

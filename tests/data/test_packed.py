@@ -290,7 +290,6 @@ def test_a_dataset_whose_offsets_lead_out_is_one_sentence(folder: Path, saved: P
 def test_a_dataset_on_disk_is_the_images_of_the_folder(saved: Path, folder: Path) -> None:
     found = load_images(f"hf:{saved}")
     assert content_of(found) == content_of(load_images(folder))
-    assert found.roles is not None
     assert [found.roles.count(role) for role in ("train", "val", "test")] == [10, 5, 5]
     part = load_images(f"hf:{saved}:train")
     assert (len(part), part.roles) == (10, None)

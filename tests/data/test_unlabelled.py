@@ -13,12 +13,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import NO_CLASS, ImageSet, load_images, toy_images
 from edgekd.data.split import Split, make_split, read_split
 from edgekd.data.subsets import run_split, untested_half
-from edgekd.data.unlabelled import (
-    NO_DOMAIN,
-    label_free,
-    load_unlabelled,
-    with_unlabelled,
-)
+from edgekd.data.unlabelled import NO_DOMAIN, label_free, load_unlabelled, with_unlabelled
 from edgekd.distill.inputs.batches import open_store
 
 

@@ -34,11 +34,7 @@ from edgekd.distill.inputs.batches import (
     squashed,
     store_side,
 )
-from edgekd.distill.inputs.cache import (
-    EmbeddingCache,
-    caching_teacher,
-    fill_views,
-)
+from edgekd.distill.inputs.cache import EmbeddingCache, caching_teacher, fill_views
 from edgekd.distill.inputs.restyle import RestylePolicy
 from edgekd.distill.inputs.views import Augmentation, ViewPolicy, view_params
 from edgekd.distill.launch import make_fabric
@@ -98,11 +94,6 @@ def test_a_step_is_a_pure_function_of_seed_and_step() -> None:
     assert any(not np.array_equal(a[0], b) for a, b in zip(forwards, other, strict=True))
 
 
-def test_an_epoch_draws_about_as_many_images_as_there_are() -> None:
-    assert Sampler((sampler((30, 34), 16),)).epoch_steps == 4
-    assert Sampler((sampler((2, 1), 64),)).epoch_steps == 1
-
-
 def made_sampler(
     images: int, unlabelled: int, shots: int, batch: int, share: float = 0.5
 ) -> Sampler:
@@ -140,6 +131,7 @@ def test_a_fixed_part_of_each_batch_is_unlabelled() -> None:
             seen[index] += 1
     assert set(seen.values()) == {2}  # 40 places, 20 images
     assert made.epoch_steps == 5
+    assert made_sampler(2, 0, 0, 64).epoch_steps == 1
 
 
 Make = Callable[..., Path]
@@ -193,7 +185,6 @@ def test_every_cached_view_of_an_image_has_its_turn(images: ImageSet) -> None:
 
 def test_without_a_number_of_views_they_are_never_repeated(images: ImageSet) -> None:
     made = source(images, views=None)
-    first, later = (made(step) for step in (0, 4))  # one pass apart
     thetas: dict[int, torch.Tensor] = {}
     for step in range(8):
         batch = made(step)
@@ -201,7 +192,6 @@ def test_without_a_number_of_views_they_are_never_repeated(images: ImageSet) -> 
             assert index not in thetas or not torch.equal(thetas[index], theta)
             thetas[index] = theta
     assert len(thetas) == 16
-    assert not torch.equal(first.params.theta, later.params.theta)
 
 
 def test_shards_make_up_the_batch_of_one_process(images: ImageSet) -> None:
@@ -216,9 +206,7 @@ def test_shards_make_up_the_batch_of_one_process(images: ImageSet) -> None:
 def features(raw: RawBatch, teacher: ClipTeacher | None) -> torch.Tensor:
     """The teacher's embeddings of a batch, as the training loop gets them."""
     task: Any = SimpleNamespace(fabric=Fabric(accelerator="cpu", devices=1), teacher=teacher)
-    found = Classification.teacher_features(task, raw)
-    assert found is not None
-    return found
+    return Classification.teacher_features(task, raw)
 
 
 @pytest.mark.parametrize("restyling", [None, RestylePolicy()], ids=["plain", "restyled"])
@@ -226,7 +214,6 @@ def test_an_online_teacher_gives_what_the_cache_holds(
     images: ImageSet, tiny_teacher: Path, restyling: RestylePolicy | None
 ) -> None:
     teacher = load_teacher(f"local-dir:{tiny_teacher}")
-    assert isinstance(teacher, ClipTeacher)
     augmentation = Augmentation(restyle=restyling)
     assert (augmentation.id == Augmentation().id) == (restyling is None)
     cache = EmbeddingCache(teacher.id, augmentation.id, teacher.dim)
@@ -286,7 +273,6 @@ def test_the_cache_is_filled_in_bfloat16_where_that_changes_nothing(
     monkeypatch.setattr(caching, "LEAST_COSINE", least)
     monkeypatch.setattr(caching, "has_bfloat16", lambda: capable)
     teacher = load_teacher(f"local-dir:{tiny_teacher}")
-    assert isinstance(teacher, ClipTeacher)
     fabric = Fabric(accelerator="cpu", devices=1)
     config = TrainConfig.model_validate({"teacher_precision": wanted, "views": 1})
     everything, policy = np.arange(len(images)), Augmentation()

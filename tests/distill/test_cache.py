@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.inputs.cache import EmbeddingCache, cache_folder, cached_tensors, fill
+from edgekd.core.files import cache_folder
+from edgekd.distill.inputs.cache import EmbeddingCache, cached_tensors, fill
 
 DIM = 3
 
@@ -49,7 +50,7 @@ def check(cache: EmbeddingCache) -> None:
 
 
 def files(kind: str) -> list[Path]:
-    return sorted(cache_folder().glob(f"*/*.{kind}.npy"))
+    return sorted(cache_folder("embeddings").glob(f"*/*.{kind}.npy"))
 
 
 def test_what_is_stored_is_found_by_teacher_policy_image_and_view(own_cache: Path) -> None:
@@ -81,7 +82,9 @@ def test_keys_are_written_last(own_cache: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("kind", ["keys", "vectors"])
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "another shape", "gone"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "garbage", "another shape", "other values", "gone"]
+)
 def test_a_damaged_shard_is_left_out_with_a_warning_and_computed_again(
     own_cache: Path, kind: str, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +94,8 @@ def test_a_damaged_shard_is_left_out_with_a_warning_and_computed_again(
         path.unlink()
     elif damage == "another shape":
         np.save(path, np.zeros((3, 2), dtype=np.float16))
+    elif damage == "other values":
+        np.save(path, np.load(path)[::-1])
     else:
         path.write_bytes(path.read_bytes()[:-5] if damage == "truncated" else os.urandom(200))
     capsys.readouterr()
@@ -102,6 +107,17 @@ def test_a_damaged_shard_is_left_out_with_a_warning_and_computed_again(
     check(opened())
 
 
+def test_another_teachers_shard_is_computed_again(own_cache: Path) -> None:
+    other = EmbeddingCache("other teacher", "policy", DIM)
+    other.add(KEYS[:8], [0] * 8, np.ones((8, DIM), dtype=np.float32))
+    opened().folder.mkdir(parents=True, exist_ok=True)
+    for path in other.folder.glob("*.npy"):
+        path.rename(opened().folder / path.name)
+    cache = opened()
+    fill_all(cache)
+    check(cache)
+
+
 def test_a_shard_whose_name_is_no_checksum_is_computed_again(own_cache: Path) -> None:
     """As edgekd's first versions named them."""
     fill_all(opened())
@@ -111,45 +127,25 @@ def test_a_shard_whose_name_is_no_checksum_is_computed_again(own_cache: Path) ->
     assert len(opened()) == 32
 
 
-@pytest.mark.parametrize("damage", ["other numbers", "no checksum"])
-def test_outputs_of_a_network_that_are_damaged_are_computed_again(
+@pytest.mark.parametrize("damage", ["other numbers", "no checksum", "torn"])
+def test_outputs_of_a_network_are_computed_once_for_the_same_facts_unless_damaged(
     own_cache: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stored(value: float) -> float:
-        found = cached_tensors("kind-1", ("a", "b"), lambda: {"x": torch.full((3,), value)})
+    def stored(value: float, facts: tuple[str, ...] = ("a", "b")) -> float:
+        found = cached_tensors("kind-1", facts, lambda: {"x": torch.full((3,), value)})
         return float(found["x"].sum())
 
     assert (stored(1.0), stored(2.0)) == (3.0, 3.0)
     [path] = (own_cache / "vl").glob("*.safetensors")
-    if damage == "other numbers":
-        path.write_bytes(path.read_bytes()[:-4] + np.float32(7).tobytes())
-    else:
+    assert stored(2.0, ("a", "c")) == 6.0
+    if damage == "no checksum":
         save_file({"x": torch.zeros(3)}, path)
+    else:
+        path.write_bytes(
+            b"torn" if damage == "torn" else path.read_bytes()[:-4] + np.float32(7).tobytes()
+        )
     assert stored(2.0) == 6.0
     assert "made again" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("foreign", ["other numbers", "other images", "another teacher's shard"])
-def test_numbers_of_the_right_shape_that_were_not_written_here_are_computed_again(
-    own_cache: Path, foreign: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fill_all(opened())
-    if foreign == "other numbers":
-        path = files("vectors")[2]
-        np.save(path, np.load(path)[::-1])
-    elif foreign == "other images":
-        path = files("keys")[2]
-        np.save(path, np.load(path)[::-1])
-    else:
-        other = EmbeddingCache("other teacher", "policy", DIM)
-        other.add(KEYS[:8], [0] * 8, np.ones((8, DIM), dtype=np.float32))
-        for path in other.folder.glob("*.npy"):
-            path.rename(opened().folder / path.name)
-    capsys.readouterr()
-    cache = opened()
-    assert "computed again" in capsys.readouterr().err
-    fill_all(cache)
-    check(cache)
 
 
 @pytest.mark.filterwarnings("ignore:overflow")

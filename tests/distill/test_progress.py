@@ -34,13 +34,17 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def shown(out: Path, fabric: Fabric, steps: int, log_every: int, done: int) -> Progress:
+    return Progress(TrainConfig(out=out, log_every=log_every), fabric, steps, done)
+
+
 def record(progress: Progress, step: int, waited_s: float = 0.0) -> None:
     loss = torch.tensor(float(step))
     progress.step(step, "train", loss, {"ce": loss / 2}, 0.1, 8, waited_s)
 
 
 def test_every_nth_step_and_the_last_are_written(tmp_path: Path, fabric: Fabric) -> None:
-    with Progress(tmp_path, 8, 3, fabric, 0) as progress:
+    with shown(tmp_path, fabric, 8, 3, 0) as progress:
         for step in range(8):
             record(progress, step)
     assert [line["step"] for line in lines(tmp_path)] == [3, 6, 8]
@@ -49,13 +53,13 @@ def test_every_nth_step_and_the_last_are_written(tmp_path: Path, fabric: Fabric)
 
 
 def test_resuming_keeps_what_the_checkpoint_covers(tmp_path: Path, fabric: Fabric) -> None:
-    with Progress(tmp_path, 6, 1, fabric, 0) as progress:
+    with shown(tmp_path, fabric, 6, 1, 0) as progress:
         for step in range(5):
             record(progress, step)
         progress.evaluated(4, 0.5)
     with open(tmp_path / "metrics.jsonl", "a") as handle:
         handle.write('{"step": 1, "terms": {"ce": 0.1}')
-    with Progress(tmp_path, 6, 1, fabric, 4) as progress:
+    with shown(tmp_path, fabric, 6, 1, 4) as progress:
         assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 4]
         record(progress, 4)
     assert lines(tmp_path)[-1]["step"] == 5
@@ -66,7 +70,7 @@ def test_a_pause_is_no_training(
 ) -> None:
     clock = [100.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
-    with Progress(tmp_path, 3, 10, fabric, 0) as progress:
+    with shown(tmp_path, fabric, 3, 10, 0) as progress:
         for step in range(3):
             clock[0] += 2
             record(progress, step, waited_s=0.5)
@@ -242,7 +246,6 @@ def test_torchrun_is_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     launch = find_launch()
-    assert launch is not None
     assert (launch.rank, launch.world, launch.local_world) == (3, 4, 2)
     assert not is_main_process()
     fabric = make_fabric(TrainConfig(accelerator="cpu"), launch)

@@ -27,7 +27,6 @@ def test_the_sbatch_template_trains_on_two_nodes(
     make_domain_folder: Callable[..., Path], tmp_path: Path, own_cache: Path
 ) -> None:
     template = re.search(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert template is not None
     (tmp_path / "job.sh").write_text(template[1])
     (tmp_path / "bin").mkdir()
     torchrun = f'#!/bin/bash\nexec {sys.executable} -m torch.distributed.run "$@"\n'

@@ -15,7 +15,6 @@ from edgekd.distill.losses import (
     TERMS,
     Batch,
     TermSpec,
-    needs,
     objective,
     teacher_confidence,
     teacher_correct,
@@ -131,7 +130,6 @@ def test_an_empty_mask_gives_zero_and_no_gradient() -> None:
     loss, values = objective(batch, {"cos_img": TermSpec(1.0, mask="teacher_correct")})
     loss.backward()
     assert (loss.item(), values["cos_img"].item()) == (0, 0)
-    assert batch.embedding.grad is not None
     assert not batch.embedding.grad.any()
 
 
@@ -145,8 +143,6 @@ def test_an_image_that_does_not_count_cannot_spoil_the_sum(confidence: str | Non
     assert losses[1].item() == pytest.approx(losses[0].item())
     for loss in losses:
         loss.backward()
-    assert clean.embedding.grad is not None
-    assert spoilt.embedding.grad is not None
     assert torch.allclose(spoilt.embedding.grad[:2], clean.embedding.grad[:2])
 
 
@@ -221,13 +217,6 @@ def test_two_processes_give_the_objective_of_the_whole_batch() -> None:
             assert torch.allclose(own, full[rank::2], rtol=1e-5, atol=1e-8)
 
 
-def test_needs_are_those_of_terms_and_masks() -> None:
-    masked = {"ce": TermSpec(1.0, mask="teacher_correct")}
-    assert needs(masked) == {"logits", "labels", "teacher", "bank"}
-    both = {"ce": TermSpec(1.0), "feat_mse": TermSpec(1.0)}
-    assert needs(both) == {"logits", "labels", "embedding", "teacher"}
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_term_counts_the_images_that_it_has_a_target_for(name: str) -> None:
     batch = draw()
@@ -252,8 +241,6 @@ def test_gradients_of_unlabelled_images_come_from_terms_without_labels_alone() -
     alone = draw()
     objective(alone, {"cos_img": TermSpec(1.0)})[0].backward()
     assert values["cos_text"] == 0
-    assert batch.embedding.grad is not None
-    assert alone.embedding.grad is not None
     assert torch.allclose(batch.embedding.grad, alone.embedding.grad)
 
 

@@ -220,9 +220,7 @@ SPREAD = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
 
 def test_anisotropic_embeddings_are_centred_on_their_mean() -> None:
     bank = mean_centred(BANK, ANISOTROPIC, always=False)
-    assert bank.image_centre is not None
     assert bank.image_centre.tolist() == pytest.approx([2.6 / 3, 0.8 / 3])
-    assert bank.text_centre is not None
     assert bank.text_centre.tolist() == pytest.approx([0.7, 0.1])
     # (0.6, 0.8) − (0.7, 0.1) = (−0.1, 0.7), of length √0.5.
     assert bank.head[0].tolist() == pytest.approx([-0.1 / 0.5**0.5, 0.7 / 0.5**0.5])
@@ -243,7 +241,6 @@ def test_all_targets_follow_the_centre_of_the_classes() -> None:
     moved = made.centred_like(bank)
     assert torch.allclose(moved.bank.head, torch.tensor([[0.5, -0.5], [-0.5, 0.5]]) * 2**0.5)
     assert moved.bank.image_centre is bank.image_centre
-    assert moved.captions is not None
     assert torch.allclose(moved.captions, torch.eye(2) - torch.tensor([0.7, 0.1]))
     assert made.centred_like(BANK) is made
 

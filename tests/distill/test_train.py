@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from study_data import tiny_settings
+from study_data import after_step, json_lines, raised, same_weights, tiny_settings
 from term_reference import unit
 from torch.multiprocessing.spawn import ProcessExitedException
 
@@ -82,7 +82,7 @@ def run(base: dict[str, Any], tmp_path: Path) -> Trainer:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return json_lines(folder / "metrics.jsonl")
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
@@ -102,18 +102,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "student.safetensors")
 
 
-def same_weights(a: Path, b: Path) -> bool:
-    left, right = weights(a), weights(b)
-    return left.keys() == right.keys() and all(
-        torch.equal(left[name], right[name]) for name in left
-    )
-
-
-def folder_of(made: Run) -> Path:
-    assert made.folder is not None
-    return made.folder
-
-
 def board(folder: Path) -> dict[str, list[int]]:
     """Tag → steps, as TensorBoard shows them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -125,9 +113,9 @@ def board(folder: Path) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_trains_and_leaves_a_complete_run(run: Trainer, recipe: str) -> None:
-    tower = {"student": "teacher", "pretrained": None} if recipe == "vl2v-sd" else {}
-    made = run(recipe=recipe, bn="frozen", **tower)
-    folder = folder_of(made)
+    encoder = {"student": "teacher", "pretrained": None} if recipe == "vl2v-sd" else {}
+    made = run(recipe=recipe, bn="frozen", **encoder)
+    folder = made.folder
     labels_alone = recipe in ("erm", "lp-ft", "pseudo-label")
     expected = {
         "config.json",
@@ -156,7 +144,7 @@ def test_every_recipe_trains_and_leaves_a_complete_run(run: Trainer, recipe: str
 @pytest.mark.parametrize("recipe", ["erm", "vl2v-adip"])
 def test_the_loss_goes_down(run: Trainer, recipe: str) -> None:
     made = run(recipe=recipe, steps=24, batch_size=16, lr=3e-3)
-    curve = [loss for _, loss in losses(folder_of(made))]
+    curve = [loss for _, loss in losses(made.folder)]
     assert np.mean(curve[-5:]) < 0.93 * np.mean(curve[:3])
 
 
@@ -182,11 +170,11 @@ def test_stages_train_only_their_own_part(run: Trainer, monkeypatch: pytest.Monk
 
 
 def test_one_seed_gives_one_result_and_another_seed_another(run: Trainer, tmp_path: Path) -> None:
-    first = folder_of(run(out=tmp_path / "a", seed=1))
-    assert losses(folder_of(run(out=tmp_path / "b", seed=1))) == losses(first)
+    first = run(out=tmp_path / "a", seed=1).folder
+    assert losses(run(out=tmp_path / "b", seed=1).folder) == losses(first)
     for name in ("student.safetensors", "text_bank.safetensors", "split.json", "config.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    other = folder_of(run(out=tmp_path / "c", seed=2))
+    other = run(out=tmp_path / "c", seed=2).folder
     assert losses(other) != losses(first)
     assert (other / "split.json").read_text() == (first / "split.json").read_text()
 
@@ -257,35 +245,16 @@ def test_a_killed_run_resumes_to_the_very_same_numbers(
 def test_what_else_has_a_state_resumes_too(
     run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], selection: str
 ) -> None:  # fmt: skip
-    whole = folder_of(run(out=tmp_path / "whole", **settings))
+    whole = run(out=tmp_path / "whole", **settings).folder
     with monkeypatch.context() as patch:
         after_step(4, patch, raised(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(**settings)
     made = run(resume=True)
-    assert losses(folder_of(made)) == losses(whole)
-    assert same_weights(folder_of(made), whole)
+    assert losses(made.folder) == losses(whole)
+    assert same_weights(made.folder, whole)
     assert made.selection.startswith(selection)
-    assert not (folder_of(made) / "swad").exists()
-
-
-def after_step(step: int, patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Call `act` once `step` steps are recorded."""
-    record = training.Progress.step
-
-    def acting(self: Any, at: int, *rest: Any) -> None:
-        record(self, at, *rest)
-        if at + 1 == step:
-            act()
-
-    patch.setattr(training.Progress, "step", acting)
-
-
-def raised(error: type[BaseException]) -> Callable[..., None]:
-    def act(*_: Any) -> None:
-        raise error
-
-    return act
+    assert not (made.folder / "swad").exists()
 
 
 @pytest.mark.parametrize(
@@ -305,8 +274,8 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
     assert caught.value.exit_code == code
     assert f"--resume --out {tmp_path / 'run'}" in caught.value.hint
     made = train(TrainConfig(out=tmp_path / "run", resume=True))
-    assert losses(folder_of(made)) == losses(uninterrupted)
-    assert same_weights(folder_of(made), uninterrupted)
+    assert losses(made.folder) == losses(uninterrupted)
+    assert same_weights(made.folder, uninterrupted)
     assert made.images_per_second > 0
 
 
@@ -334,7 +303,7 @@ def test_a_run_killed_while_it_finishes_needs_no_step_again(
             run(steps=12, **UNSTEADY)
     monkeypatch.setattr(Classification, "views", raised(KeyboardInterrupt))
     made = run(resume=True)
-    assert same_weights(folder_of(made), uninterrupted)
+    assert same_weights(made.folder, uninterrupted)
     assert made.images_per_second > 0
 
 
@@ -431,7 +400,7 @@ def test_what_looks_at_the_whole_batch_sees_all_processes(
     run: Trainer, tmp_path: Path, recipe: str, stages: dict[str, Any]
 ) -> None:
     settings: dict[str, Any] = {"recipe": recipe, "bn": "frozen", "steps": 4, "stages": stages}
-    one, two = (folder_of(run(out=tmp_path / str(n), devices=n, **settings)) for n in (1, 2))
+    one, two = (run(out=tmp_path / str(n), devices=n, **settings).folder for n in (1, 2))
     assert_same_curve(one, two)
     left, right = weights(two), weights(one)
     assert all(torch.allclose(left[name], right[name], atol=1e-3) for name in left)
@@ -441,7 +410,7 @@ def test_statistics_of_averaged_weights_are_recomputed(run: Trainer, tmp_path: P
     swad = {"recipe": "erm", "average": "swad", "eval_every": 2}
     frozen, trained = (run(out=tmp_path / bn, bn=bn, **swad) for bn in ("frozen", "train"))
     assert ("recomputed" in frozen.selection, "recomputed" in trained.selection) == (False, True)
-    for name, value in weights(folder_of(frozen)).items():
+    for name, value in weights(frozen.folder).items():
         assert not name.endswith("running_var") or (value == 1).all()  # as they were from scratch
 
 
@@ -449,12 +418,12 @@ def test_statistics_of_averaged_weights_are_recomputed(run: Trainer, tmp_path: P
 def test_two_processes_give_the_curve_of_one(
     run: Trainer, tmp_path: Path, own_cache: Path, capfd: Any
 ) -> None:
-    two = folder_of(run(out=tmp_path / "two", devices=2, bn="frozen", steps=6))
+    two = run(out=tmp_path / "two", devices=2, bn="frozen", steps=6).folder
     printed = capfd.readouterr().err
     shards = [np.load(path) for path in (own_cache / "embeddings").glob("*/*.keys.npy")]
     assert [len(rows) for rows in shards] == [48, 48]  # both processes filled the cache
     assert len({tuple(row) for rows in shards for row in rows.tolist()}) == 48 * 2
-    one = folder_of(run(out=tmp_path / "one", bn="frozen", steps=6))
+    one = run(out=tmp_path / "one", bn="frozen", steps=6).folder
     assert_same_curve(one, two)
     left, right = weights(two), weights(one)
     assert all(torch.allclose(left[name], right[name], atol=1e-3) for name in left)
@@ -470,7 +439,7 @@ def test_torchrun_gives_the_curve_of_one(
     (tmp_path / "config.json").write_text(json.dumps(settings))
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
     worker(*launcher, str(WORKER), "train", str(tmp_path / "config.json"))
-    assert_same_curve(folder_of(run(out=tmp_path / "one", bn="frozen", steps=6)), tmp_path / "two")
+    assert_same_curve(run(out=tmp_path / "one", bn="frozen", steps=6).folder, tmp_path / "two")
 
 
 @pytest.mark.slow
@@ -481,7 +450,7 @@ def test_a_mistake_in_several_processes_is_still_one_sentence(run: Trainer) -> N
 
 
 def test_an_existing_folder_is_kept_unless_told_otherwise(run: Trainer, tmp_path: Path) -> None:
-    folder = folder_of(run(recipe="erm", steps=1))
+    folder = run(recipe="erm", steps=1).folder
     before = (folder / "run.json").read_bytes()
     with pytest.raises(EdgekdError, match="exists already"):
         run(recipe="erm", steps=1)
@@ -508,7 +477,7 @@ def test_a_second_training_to_one_folder_is_refused(
         after_step(1, patch, second)
         made = run(recipe="erm", steps=1)
     assert (len(refused), made.steps) == (3, 1)
-    assert {path.name for path in folder_of(made).iterdir()} >= {"run.json", "config.json"}
+    assert {path.name for path in made.folder.iterdir()} >= {"run.json", "config.json"}
 
 
 def test_a_file_that_comes_while_a_run_starts_is_kept(
@@ -527,7 +496,7 @@ def test_a_file_that_comes_while_a_run_starts_is_kept(
 
 
 def test_overwriting_keeps_what_edgekd_did_not_write(run: Trainer, tmp_path: Path) -> None:
-    folder = folder_of(run(recipe="vl2v-adip", steps=1))
+    folder = run(recipe="vl2v-adip", steps=1).folder
     (folder / "notes.txt").write_text("mine")
     (folder / "artifacts" / "onnxruntime-fp32").mkdir(parents=True)
     run(recipe="erm", steps=1, overwrite=True)
@@ -622,7 +591,7 @@ def test_best_keeps_the_best_validated_weights(
     monkeypatch.setattr("edgekd.distill.classification.task.source_accuracy", judge)
     made = run(recipe="erm", select="best", eval_every=2, ema=0)
     assert "step 4" in made.selection
-    best = {name: value for name, value in weights(folder_of(made)).items() if name != "scale"}
+    best = {name: value for name, value in weights(made.folder).items() if name != "scale"}
     assert all(torch.equal(value, kept[1][name]) for name, value in best.items())
     assert any(not torch.equal(value, kept[3][name]) for name, value in best.items())
 
@@ -634,7 +603,7 @@ def test_the_accuracy_on_validation_counts_every_domain_alike() -> None:
 
 def test_mixed_precision_stays_close_to_full(run: Trainer, tmp_path: Path) -> None:
     full, mixed = (
-        losses(folder_of(run(out=tmp_path / kind, steps=4, recipe="kd", precision=kind)))
+        losses(run(out=tmp_path / kind, steps=4, recipe="kd", precision=kind).folder)
         for kind in ("32-true", "bf16-mixed")
     )
     assert mixed != full
@@ -659,8 +628,7 @@ def test_the_embeddings_of_a_black_box_train(
 ) -> None:
     names = load_images(base["data"]).ids
     teacher, arrays = black_box(tmp_path / "teacher.npz", names)
-    loaded = load_run(folder_of(run(teacher=teacher, centre=True)))
-    assert loaded.bank is not None
+    loaded = load_run(run(teacher=teacher, centre=True).folder)
     expected = arrays["text_vectors"][[1, 0]]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(loaded.bank.vectors, expected, atol=1e-6)
@@ -685,7 +653,7 @@ def test_a_second_run_asks_the_teacher_nothing(
 
 def test_a_run_reads_back_as_it_was_trained(run: Trainer) -> None:
     made = run(steps=2)
-    loaded = load_run(folder_of(made))
+    loaded = load_run(made.folder)
     images, split = loaded.data()
     assert split.hash == made.split_hash
     assert not loaded.student.training
@@ -693,7 +661,7 @@ def test_a_run_reads_back_as_it_was_trained(run: Trainer) -> None:
     scores = predict_all(predict, images, split.val, loaded.run.preprocess)
     right = scores.argmax(1) == images.labels[split.val]
     per_domain = [right[images.domain_of[split.val] == d].mean() for d in (0, 1)]
-    assert metrics(folder_of(made))[-1]["val_top1"] == pytest.approx(np.mean(per_domain))
+    assert metrics(made.folder)[-1]["val_top1"] == pytest.approx(np.mean(per_domain))
 
 
 @pytest.fixture
@@ -710,7 +678,7 @@ def test_unlabelled_images_train_beside_labelled_ones(
 ) -> None:
     settings = {"unlabelled": [str(camera)], "augment": "restyle", "bn": "frozen"}
     made = run(recipe=recipe, **settings)
-    stored = json.loads((folder_of(made) / "split.json").read_text())
+    stored = json.loads((made.folder / "split.json").read_text())
     assert sorted(stored["roles"]["unlabelled"]) == [f"{number}.png" for number in range(6)]
     assert stored["unlabelled_domains"] == ["camera"]
     assert made.split_hash == stored["hash"]
@@ -723,9 +691,9 @@ def test_images_of_no_class_can_be_left_out(
 ) -> None:
     original = text_targets.plain_embeddings
 
-    def clear_cut(fabric: Any, teacher: Any, images: ImageSet, indices: np.ndarray) -> torch.Tensor:
+    def clear_cut(teacher: Any, images: ImageSet, indices: np.ndarray, *rest: Any) -> torch.Tensor:
         """Every labelled image and two of the unlabelled ones lie at a text, the others between two."""
-        found = original(fabric, teacher, images, indices)
+        found = original(teacher, images, indices, *rest)
         texts = unit(teacher.embed_texts(["a photo of a cat", "a photo of a dog"]))
         for row, index in enumerate(indices):
             known = images.labels[index] >= 0 or images.ids[index] in ("1.png", "4.png")
@@ -734,7 +702,7 @@ def test_images_of_no_class_can_be_left_out(
 
     monkeypatch.setattr(text_targets, "plain_embeddings", clear_cut)
     made = run(recipe="kd", unlabelled=[str(camera)], unlabelled_filter=True, prompts="photo")
-    assert set(load_run(folder_of(made)).data()[1].unlabelled) == {"1.png", "4.png"}
+    assert set(load_run(made.folder).data()[1].unlabelled) == {"1.png", "4.png"}
 
 
 def test_a_black_box_must_hold_the_unlabelled_images(

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
-from study_data import draw_domains, tiny_settings
+from study_data import (
+    after_step,
+    answers,
+    draw_domains,
+    json_lines,
+    raised,
+    same_weights,
+    tiny_settings,
+)
 
 import edgekd
 from edgekd.configs.train import TrainConfig
@@ -63,28 +68,23 @@ def made(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 def lines(folder: Path) -> dict[str, dict[str, Any]]:
-    found = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
-    return {line["cell"]["recipe"]: line for line in found}
+    return {line["cell"]["recipe"]: line for line in json_lines(folder / "cells.jsonl")}
 
 
-def arrays(folder: Path, key: str) -> dict[str, np.ndarray]:
-    with np.load(folder / "cells" / f"{key}.npz") as file:
-        return dict(file)
-
-
-def test_looking_changes_no_weight_and_no_other_number(made: dict[bool, Path]) -> None:
+def test_watching_changes_no_weight_and_no_other_number(made: dict[bool, Path]) -> None:
     for name in lines(made[False]):
         key = f"{name}-sketch-0"
         runs = [made[oracle] / "runs" / key for oracle in (False, True)]
-        left, right = (load_file(run / "student.safetensors") for run in runs)
-        assert left.keys() == right.keys()
-        assert all(torch.equal(left[part], right[part]) for part in left)
-        logs = [map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) for run in runs]
+        assert same_weights(*runs)
         blind_log, seeing_log = (
-            [{part: line.get(part) for part in LOGGED} for line in log] for log in logs
+            [
+                {part: line.get(part) for part in LOGGED}
+                for line in json_lines(run / "metrics.jsonl")
+            ]
+            for run in runs
         )
         assert blind_log == seeing_log
-        blind, seeing = arrays(made[False], key), arrays(made[True], key)
+        blind, seeing = answers(made[False], key), answers(made[True], key)
         assert seeing.keys() - blind.keys() == {"oracle", "oracle_labels"}
         assert all(np.array_equal(blind[part], seeing[part]) for part in blind)
         assert lines(made[False])[name]["selection"] == lines(made[True])[name]["selection"]
@@ -96,8 +96,8 @@ def weights_on_the_way(config: TrainConfig) -> dict[int, Student]:
     """What a run shows, by the steps done."""
     shown: dict[int, Student] = {}
 
-    def keep(task: Classification, student: Student, done: int, places: tuple[int, ...]) -> None:
-        assert done in places
+    def keep(task: Classification, student: Student, done: int, steps: tuple[int, ...]) -> None:
+        assert done in steps
         shown[done] = copy.deepcopy(student)
 
     train(config, keep)
@@ -123,7 +123,7 @@ def test_the_oracle_is_the_best_of_all_weights_that_were_shown(
             == images.labels[unseen]
             for done, student in shown.items()
         }
-        found = arrays(made[True], key)
+        found = answers(made[True], key)
         best = max(right.sum() for right in rights.values())
         assert found["oracle"].sum() == max(best, found["ood"].sum())
         if best > found["ood"].sum():
@@ -136,7 +136,7 @@ def test_the_oracle_is_the_best_of_all_weights_that_were_shown(
     assert better  # else nothing was put to the test
 
 
-def test_nothing_looks_at_unseen_images_without_the_flag(
+def test_nothing_reads_unseen_images_without_the_flag(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = load_images(base["data"])
@@ -172,7 +172,6 @@ def test_a_study_that_goes_on_with_the_flag_has_gaps(base: dict[str, Any], tmp_p
     assert study.tables[0].measures == ("ood", "oracle")
     gap, whole = study.tables[0].rows[-2:]
     assert (gap.name, gap.oracle, ("art", "oracle") in gap.columns) == ("erm", None, False)
-    assert whole.oracle is not None
     both = [whole.columns[name, "oracle"].mean for name in ("art", "sketch")]
     assert whole.oracle.mean == pytest.approx(np.mean(both))
     without = edgekd.study("erm,plain=erm", recipe_settings=OWN[:2], **words)
@@ -181,17 +180,8 @@ def test_a_study_that_goes_on_with_the_flag_has_gaps(base: dict[str, Any], tmp_p
 
 def stopped(base: dict[str, Any], folder: Path, after: int, *, oracle: bool) -> None:
     """A study whose training is cut off after a step."""
-    from edgekd.distill.progress import Progress
-
-    record = Progress.step
-
-    def stop(self: Any, step: int, *rest: Any) -> None:
-        record(self, step, *rest)
-        if step + 1 == after:
-            raise KeyboardInterrupt
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Progress, "step", stop)
+        after_step(after, patch, raised(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             edgekd.study("plain=erm", out=folder, oracle=oracle, recipe_settings=OWN[:2], **base)
 
@@ -199,23 +189,24 @@ def stopped(base: dict[str, Any], folder: Path, after: int, *, oracle: bool) -> 
 def test_an_interrupted_cell_keeps_its_oracle(
     made: dict[bool, Path], base: dict[str, Any], tmp_path: Path
 ) -> None:
-    stopped(
-        base, tmp_path / "a", 16, oracle=True
-    )  # the checkpoint is of step 14, place 15 comes twice
+    # The checkpoint is of step 14, place 15 comes twice.
+    stopped(base, tmp_path / "a", 16, oracle=True)
     edgekd.study("plain=erm", out=tmp_path / "a", oracle=True, recipe_settings=OWN[:2], **base)
     again, whole = lines(tmp_path / "a")["plain"], lines(made[True])["plain"]
     assert (again["oracle_places"], again["oracle_step"]) == (10, whole["oracle_step"])
     key = "plain-sketch-0"
-    assert np.array_equal(arrays(tmp_path / "a", key)["oracle"], arrays(made[True], key)["oracle"])
+    assert np.array_equal(
+        answers(tmp_path / "a", key)["oracle"], answers(made[True], key)["oracle"]
+    )
     stopped(base, tmp_path / "b", 16, oracle=False)  # five places passed unseen
     study = edgekd.study(
         "plain=erm", out=tmp_path / "b", oracle=True, recipe_settings=OWN[:2], **base
     )
-    assert "oracle" not in arrays(tmp_path / "b", key)
+    assert "oracle" not in answers(tmp_path / "b", key)
     assert ("sketch", "oracle") not in study.tables[0].rows[-1].columns
 
 
 @pytest.mark.slow
-def test_two_processes_of_one_run_look_once(base: dict[str, Any], tmp_path: Path) -> None:
+def test_two_processes_of_one_run_watch_once(base: dict[str, Any], tmp_path: Path) -> None:
     edgekd.study("erm", out=tmp_path / "s", oracle=True, settings=["devices=2"], **base)
     assert lines(tmp_path / "s")["erm"]["oracle_places"] == 10

@@ -115,12 +115,10 @@ def test_what_the_export_cost(report: Report) -> None:
         row_of(report, name) for name in ("torch", "onnxruntime-fp32", "onnxruntime-int8")
     )
     assert torch.msp.auroc_cost is row_of(report, "teacher").msp.auroc_cost is None
-    assert fp32.msp.auroc_cost is not None
     assert (fp32.msp.auroc_cost.value, fp32.msp.auroc_cost.ci95) == (0.0, (0.0, 0.0)), (
         "the very same answers"
     )
     cost = int8.msp.auroc_cost
-    assert cost is not None
     assert cost.value == pytest.approx(torch.msp.auroc - int8.msp.auroc)
     assert 0.1 < cost.ci95[0] < cost.value < cost.ci95[1]
 

@@ -17,7 +17,7 @@ from edgekd.configs.vl import CONTROLS, VlTrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import load_images
 from edgekd.distill.losses import TermSpec, objective
-from edgekd.distill.models.teachers import ClipTeacher, load_teacher
+from edgekd.distill.models.teachers import load_teacher
 from edgekd.distill.vl import easy_vqa, tokens
 from edgekd.distill.vl.data import low_shot, split_examples, subset
 from edgekd.distill.vl.run import build_student
@@ -405,7 +405,6 @@ def test_gradients_reach_the_chosen_states_of_the_student() -> None:
     batch = distilled_batch()
     text, cls = batch.joint.text.requires_grad_(), batch.joint.cls.requires_grad_()
     token_td(batch, ratio=0.3).sum().backward()  # type: ignore[no-untyped-call]
-    assert text.grad is not None
     assert cls.grad is not None
     touched = text.grad.abs().sum(dim=-1) > 0  # [B, L]
     chosen = most_relevant(batch.tokens.relevance, batch.tokens.content, 0.3)
@@ -455,7 +454,6 @@ def test_controls_change_what_they_name() -> None:
 @pytest.mark.parametrize("spec", ["toy", "vit"])
 def test_token_vectors_live_where_the_pooled_ones_do(spec: str, tiny_teacher: Path) -> None:
     teacher = load_teacher(f"local-dir:{tiny_teacher}" if spec == "vit" else spec)
-    assert isinstance(teacher, ClipTeacher)
     reader = read_tokens(teacher)
     texts = ["a red dog", "blue"]
     per_token, pooled = reader.texts(texts, 8)
@@ -490,6 +488,5 @@ def test_teachers_without_tokens_are_refused(tmp_path: Path) -> None:
     with pytest.raises(EdgekdError, match="vector per token"):
         read_tokens(load_teacher(f"embeddings:{file}"))
     plain = load_teacher("toy")
-    assert isinstance(plain, ClipTeacher)
     with pytest.raises(EdgekdError, match="tokenizer"):
         read_tokens(replace(plain, tokenizer=object()))

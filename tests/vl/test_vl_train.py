@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from study_data import after_step, json_lines, same_weights
 from vl_fakes import SMALL
 from vl_fakes import colours as colours
 from vl_fakes import small as small
@@ -19,10 +20,7 @@ import edgekd.cli as cli
 from edgekd.artifacts.vl import evaluate_vl as evaluate_verb
 from edgekd.artifacts.vl import export_vl, train_vl
 from edgekd.core.errors import EdgekdError, Stopped
-from edgekd.core.files import cache_root
-from edgekd.distill.inputs.cache import cached_tensors
-from edgekd.distill.progress import Progress
-from edgekd.distill.vl.run import VlRun, evaluate_vl, load_vl_run, torch_predict
+from edgekd.distill.vl.run import evaluate_vl, load_vl_run, torch_predict
 from edgekd.distill.vl.student import VlStudent
 from edgekd.distill.vl.teacher import TokenTeacher
 
@@ -35,11 +33,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
     save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), path)
     return path
-
-
-def same_student(a: VlRun, b: VlRun) -> bool:
-    left, right = (load_file(run.folder / "student.safetensors") for run in (a, b))
-    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
 
 
 def test_a_student_learns_what_only_the_picture_shows(small: Small, tmp_path: Path) -> None:
@@ -61,22 +54,15 @@ def test_a_stopped_run_resumes_to_the_very_same_student(
     dropout = {"student_options": {"drop_path_rate": 0.2}, "student": "test_vit", "size": 160}
     settings = small(control="random-tokens", task="choice", steps=6, **dropout)
     whole = train_vl(**settings, out=tmp_path / "whole")
-    record = Progress.step
-
-    def signalled(self: Any, step: int, *rest: Any) -> None:
-        record(self, step, *rest)
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "step", signalled)
+        after_step(4, patch, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Stopped) as caught:
             train_vl(**settings, out=tmp_path / "run")
     assert "edgekd vl train --resume" in caught.value.hint
     assert (tmp_path / "run" / "checkpoint.pt").exists()
     resumed = train_vl(out=tmp_path / "run", resume=True)
     assert resumed.config.steps == 6
-    assert same_student(resumed, whole)
+    assert same_weights(resumed.folder, whole.folder)
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
     with pytest.raises(EdgekdError, match="is finished"):
         train_vl(out=tmp_path / "run", resume=True)
@@ -88,7 +74,6 @@ def test_a_frozen_backbone_is_unchanged_and_runs_once(
     frozen = {"student_weights": weights, "freeze_backbone": True}
     settings = small(**frozen, control="clip-td", test_domain="dark")
     first = train_vl(**settings, out=tmp_path / "first")
-    assert first.student.backbone is not None
     start = load_file(weights)
     for name, value in first.student.backbone.state_dict().items():
         assert torch.equal(value, start[name]), name
@@ -99,37 +84,17 @@ def test_a_frozen_backbone_is_unchanged_and_runs_once(
     monkeypatch.setattr(VlStudent, "encode", lambda *_: pytest.fail("the backbone ran again"))
     monkeypatch.setattr(TokenTeacher, "images", lambda *_: pytest.fail("the teacher ran again"))
     second = train_vl(**settings, out=tmp_path / "second")
-    assert same_student(first, second)
+    assert same_weights(first.folder, second.folder)
     assert evaluate_vl(second) == rows
 
 
 def test_an_unfrozen_backbone_trains(small: Small, weights: Path, tmp_path: Path) -> None:
     run = train_vl(**small(student_weights=weights), out=tmp_path / "run")
-    assert run.student.backbone is not None
     start = load_file(weights)
     for name, value in run.student.backbone.named_parameters():
         assert not torch.equal(value, start[name]), name
     rows = evaluate_vl(run)
     assert evaluate_vl(load_vl_run(run.folder), predict=torch_predict(run.student)) == rows
-
-
-def test_cached_tensors_are_computed_again_for_other_facts_and_a_damaged_file(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    calls = []
-
-    def compute() -> dict[str, torch.Tensor]:
-        calls.append(1)
-        return {"x": torch.arange(3.0)}
-
-    for facts, expected in ((("a",), 1), (("a",), 1), (("b",), 2)):
-        assert torch.equal(cached_tensors("test-1", facts, compute)["x"], torch.arange(3.0))
-        assert len(calls) == expected
-    for path in (cache_root() / "vl").glob("test-1-*.safetensors"):
-        path.write_bytes(b"torn")
-    assert torch.equal(cached_tensors("test-1", ("a",), compute)["x"], torch.arange(3.0))
-    assert len(calls) == 3
-    assert "made again" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -151,7 +116,7 @@ def test_train_evaluate_export_on_the_command_line(
     assert {path.name for path in out.iterdir()} == {
         "vl_run.json", "config.json", "metrics.jsonl", "split.json", "student.safetensors", "tensorboard"
     }  # fmt: skip
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = json_lines(out / "metrics.jsonl")
     assert set(lines[-1]["terms"]) == {"ce", "token_td"}
     names = set(load_file(out / "student.safetensors"))
     assert {name.split(".")[0] for name in names} == {
@@ -180,7 +145,7 @@ def test_controls_train_and_one_seed_gives_one_student(
     settings = small(control=control, task="choice", fraction=0.1)
     first, second = (train_vl(**settings, out=tmp_path / name) for name in "ab")
     assert first.record["train_pictures"] == 6
-    assert same_student(first, second)
+    assert same_weights(first.folder, second.folder)
 
 
 def test_mistakes(small: Small, tmp_path: Path) -> None:

@@ -55,9 +55,8 @@ def export_vl(config: VlExportConfig) -> dict[str, Any]:
     Returns:
         The artifact's record, with `parity`.
     """
-    from edgekd.distill.vl.data import split_examples
     from edgekd.distill.vl.run import load_vl_run, torch_predict
-    from edgekd.distill.vl.tasks import load_vl_data
+    from edgekd.distill.vl.tasks import load_examples
     from edgekd.export.vl import export_vl_model
 
     loaded = load_vl_run(config.run)
@@ -67,12 +66,7 @@ def export_vl(config: VlExportConfig) -> dict[str, Any]:
             "A student that does not look at the picture is a control, not a product.",
             "Train another.",
         )
-    known = load_vl_data(
-        trained.task, config.data or trained.data, shifted=trained.test_domain != "none"
-    )
-    split = split_examples(
-        known, test_domain=trained.test_domain, fraction=trained.fraction, seed=trained.split_seed
-    )
+    known, split = load_examples(trained, config.data)
     reader = loaded.reader(known)
     shown = split.val[:PARITY_EXAMPLES]
     tokens = reader.texts(shown).numpy()

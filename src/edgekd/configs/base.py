@@ -269,11 +269,7 @@ def refuse_command(values: Mapping[str, Any], file: object) -> None:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """Read a YAML file (`.yaml`, `.yml`) or a TOML file (any other name) as a table.
-
-    Raises:
-        EdgekdError: no such file, or not of its format.
-    """
+    """Read a YAML file (`.yaml`, `.yml`) or a TOML file (any other name) as a table."""
     if path.suffix.lower() not in (".yaml", ".yml"):
         return read_toml(path, "configuration file", _CHECK)
     found = read_yaml(path, "configuration file", _CHECK)

@@ -66,6 +66,41 @@ class StudyOptions(Config):
     """Setting of one recipe as RECIPE:name=value or RECIPE:a.b=value; may be repeated."""
 
 
+_BELONGS = {
+    "unseen_classes": (
+        ("class-disjoint", "k-shot"),
+        "tests on unseen domains, and unseen classes were named.",
+        "Use --protocol class-disjoint or k-shot.",
+    ),
+    "test_domains": (
+        ("lodo", "low-shot", "adapt"),
+        "tests on unseen classes, and unseen domains were named.",
+        "Use --protocol lodo.",
+    ),
+    "fractions": (
+        ("low-shot",),
+        "trains on all labels.",
+        "Use --protocol low-shot for fractions of them.",
+    ),
+    "shots": (
+        ("k-shot",),
+        "shows no images of unseen classes.",
+        "Use --protocol k-shot for some of them.",
+    ),
+    "adapt_images": (
+        ("adapt",),
+        "has no curve over unlabelled images.",
+        "Use --protocol adapt.",
+    ),
+    "oracle": (
+        ("lodo", "low-shot"),
+        "has no oracle.",
+        "Take --oracle out; it belongs to lodo and low-shot.",
+    ),
+}
+"""Option → the protocols that take it, and what is said of another one."""
+
+
 class StudyConfig(RunOptions, StudyOptions):
     """A comparison of recipes; what a single run can be given holds for every recipe."""
 
@@ -96,48 +131,19 @@ class StudyConfig(RunOptions, StudyOptions):
                     f"{part:g} is not a part of the labels.",
                     "Give numbers above 0, up to 1: 0.01,0.1,1.",
                 )
-        for count in self.adapt_images:
-            if count < 0 or count != int(count):
-                raise EdgekdError(
-                    f"{count:g} is not a number of images.", "Give whole numbers: 25,100,400."
-                )
-        for count in self.shots:
-            if count < 1 or count != int(count):
-                raise EdgekdError(
-                    f"{count:g} is not a number of images.", "Give whole numbers from 1: 1,4,16."
-                )
+        for counts, least, hint in (
+            (self.adapt_images, 0, "Give whole numbers: 25,100,400."),
+            (self.shots, 1, "Give whole numbers from 1: 1,4,16."),
+        ):
+            for count in counts:
+                if count < least or count != int(count):
+                    raise EdgekdError(f"{count:g} is not a number of images.", hint)
 
     @check
     def _protocol(self) -> None:
-        protocol = self.protocol
-        if self.unseen_classes and not self.by_class:
-            raise EdgekdError(
-                f"{protocol} tests on unseen domains, and unseen classes were named.",
-                "Use --protocol class-disjoint or k-shot.",
-            )
-        if self.test_domains and self.by_class:
-            raise EdgekdError(
-                f"{protocol} tests on unseen classes, and unseen domains were named.",
-                "Use --protocol lodo.",
-            )
-        if self.fractions and protocol != "low-shot":
-            raise EdgekdError(
-                f"{protocol} trains on all labels.",
-                "Use --protocol low-shot for fractions of them.",
-            )
-        if self.shots and protocol != "k-shot":
-            raise EdgekdError(
-                f"{protocol} shows no images of unseen classes.",
-                "Use --protocol k-shot for some of them.",
-            )
-        if self.adapt_images and protocol != "adapt":
-            raise EdgekdError(
-                f"{protocol} has no curve over unlabelled images.", "Use --protocol adapt."
-            )
-        if self.oracle and protocol not in ("lodo", "low-shot"):
-            raise EdgekdError(
-                f"{protocol} has no oracle.", "Take --oracle out; it belongs to lodo and low-shot."
-            )
+        for name, (protocols, fault, hint) in _BELONGS.items():
+            if getattr(self, name) and self.protocol not in protocols:
+                raise EdgekdError(f"{self.protocol} {fault}", hint)
 
     @property
     def share(self) -> tuple[int, int]:

@@ -231,6 +231,12 @@ class TrainConfig(RunOptions):
     plan: bool = option(default=False, group="Schedule")
     """Train nothing: print steps, teacher passes, disk, and the time it would take here."""
 
+    @property
+    def folder(self) -> Path:
+        """`out`, which a settled configuration has."""
+        assert self.out is not None
+        return self.out
+
     @check
     def _shots(self) -> None:
         if self.shots and not self.unseen_classes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -68,11 +68,17 @@ def _with_sides(image: TensorSpec) -> TensorSpec:
 
 class _Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_version: int = 1
+    folder: Path | None = Field(default=None, exclude=True)
+    """Where it lies; not written down, so that a folder can move."""
 
     @model_validator(mode="before")
     @classmethod
     def _escape(cls, data: Any) -> Any:
         return printable_values(data)
+
+
+Manifest = TypeVar("Manifest", bound=_Manifest)
 
 
 class _Record(BaseModel):
@@ -119,7 +125,6 @@ class Artifact(_Manifest):
     escaped.
     """
 
-    schema_version: int = 1
     name: str
     """`<target>-<precision>`, with `-embedding` behind where it ends in one, `-float-input` where it takes floats and
     `-picture-input` where it resizes; the folder's name."""
@@ -146,8 +151,6 @@ class Artifact(_Manifest):
     versions: dict[str, str]
     created: str
     """UTC, ISO 8601."""
-    folder: Path | None = Field(default=None, exclude=True)
-    """Where it lies; not written down, so that a folder can move."""
 
     @model_validator(mode="before")
     @classmethod
@@ -214,20 +217,7 @@ def read_artifact(folder: Path, *, check_hashes: bool = True) -> Artifact:
         EdgekdError: no such folder or file, unknown schema, a file missing or altered.
     """
     folder = Path(folder)
-    data = read_object(folder / "artifact.json", "artifact")
-    if data.get("schema_version") != 1:
-        raise EdgekdError(
-            f"The artifact at {folder} has schema version {shown_value(data.get('schema_version'))}; "
-            "this edgekd reads version 1.",
-            "Export it again, or use the edgekd that wrote it.",
-        )
-    try:
-        artifact = Artifact.model_validate(data)
-    except ValidationError as error:
-        raise EdgekdError(
-            f"The artifact at {folder} is damaged: {first_problem(error)}.",
-            "Export it again with --overwrite.",
-        ) from error
+    artifact = _read(Artifact, folder, "artifact", "Export it again")
     for name, expected in artifact.files.items():
         path = inside(folder, name)
         if check_hashes:
@@ -241,7 +231,25 @@ def read_artifact(folder: Path, *, check_hashes: bool = True) -> Artifact:
                     f"{path} is not the file that was exported: its SHA-256 differs from artifact.json.",
                     "Copy the folder again, or export again with --overwrite.",
                 )
-    return artifact.model_copy(update={"folder": folder})
+    return artifact
+
+
+def _read(kind: type[Manifest], folder: Path, what: str, again: str) -> Manifest:
+    """Return the manifest `what.json` of a folder; `again` is how to make another one."""
+    data = read_object(folder / f"{what}.json", what, f"{again} with --overwrite.")
+    if data.get("schema_version", 1) != 1:
+        raise EdgekdError(
+            f"The {what} at {folder} has schema version {shown_value(data['schema_version'])}; "
+            "this edgekd reads version 1.",
+            f"{again}, or use the edgekd that wrote it.",
+        )
+    try:
+        return kind.model_validate(data).model_copy(update={"folder": folder})
+    except ValidationError as error:
+        raise EdgekdError(
+            f"The {what} at {folder} is damaged: {first_problem(error)}.",
+            f"{again} with --overwrite.",
+        ) from error
 
 
 def first_problem(error: ValidationError) -> str:
@@ -269,7 +277,6 @@ def shown_value(value: object) -> str:
 class Run(_Manifest):
     """`run.json`: what a finished training run is made of. Everything is relative to the run's folder."""
 
-    schema_version: int = 1
     name: str
     student: str
     recipe: str
@@ -290,8 +297,6 @@ class Run(_Manifest):
     student_sha256: str
     versions: dict[str, str]
     created: str
-    folder: Path | None = Field(default=None, exclude=True)
-    """Where it lies; not written down, so that a folder can move."""
 
     def write(self, folder: Path) -> None:
         write_json(folder / "run.json", self.model_dump(mode="json"))
@@ -324,18 +329,4 @@ def read_run(folder: Path) -> Run:
         raise EdgekdError(
             f"{folder} holds no finished run.", hint or "Name a folder that edgekd train wrote."
         )
-    data = read_object(folder / "run.json", "run", "Train it again with --overwrite.")
-    if data.get("schema_version", 1) != 1:
-        raise EdgekdError(
-            f"The run at {folder} has schema version {shown_value(data['schema_version'])}; "
-            "this edgekd reads version 1.",
-            "Train it again, or use the edgekd that wrote it.",
-        )
-    try:
-        run = Run.model_validate(data)
-    except ValidationError as error:
-        raise EdgekdError(
-            f"The run at {folder} is damaged ({first_problem(error)}).",
-            "Train it again with --overwrite.",
-        ) from error
-    return run.model_copy(update={"folder": folder})
+    return _read(Run, folder, "run", "Train it again")

@@ -227,21 +227,11 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def read_yaml(path: Path, what: str, hint: str = RESTORE) -> Any:
-    """Read YAML.
+    """Read YAML of plain types, without aliases, whose expansion has no bound.
 
     Raises:
-        EdgekdError: as `read_text`, or as `parse_yaml`.
-    """
-    with read_errors(path, what, "YAML", hint):
-        return parse_yaml(read_text(path, what, hint, MAX_SETTINGS_BYTES))
-
-
-def parse_yaml(text: str) -> Any:
-    """Return the value of a YAML text of plain types, without aliases, whose expansion has no bound.
-
-    Raises:
-        ValueError: not YAML, an alias, nested deeper than `MAX_DEPTH`, or a number that is not finite or not of 64
-            bits.
+        EdgekdError: as `read_text`; not YAML, an alias, nested deeper than `MAX_DEPTH`, or a number that is not finite
+            or not of 64 bits.
     """
     import yaml
 
@@ -259,7 +249,9 @@ def parse_yaml(text: str) -> Any:
         except yaml.YAMLError as error:
             raise ValueError(" ".join(str(error).split())) from error
 
-    return _bounded(parse)
+    with read_errors(path, what, "YAML", hint):
+        text = read_text(path, what, hint, MAX_SETTINGS_BYTES)
+        return _bounded(parse)
 
 
 def _bounded(parse: Callable[[], Any]) -> Any:

@@ -14,13 +14,12 @@ from edgekd.core.console import Tally, warn
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.readers import like_names
 from edgekd.data import toy
-from edgekd.data.images import UnreadableImage, decode
 from edgekd.data.sources import is_packed, open_packed, scan
 from edgekd.data.sources.checked import readable
 from edgekd.data.sources.coco import list_coco
 from edgekd.data.sources.layouts import class_names
 from edgekd.data.sources.manifests import MANIFESTS, list_manifest
-from edgekd.data.sources.packed import PackedReader
+from edgekd.data.sources.source import FileReader, Source
 
 NO_CLASS = -1
 """Label of an image that shows none of the classes, or whose class is not given."""
@@ -41,7 +40,7 @@ class ImageSet:
         keys: 32 hex digits of each image's content hash.
         ids: readable and unique, for example `sketch/dog/5282.png`.
         roles: per image `train`, `val` or `test` when the data came split, else None.
-        reader: the i-th image, RGB.
+        reader: the i-th image, RGB; the second argument is the `draft` of `read`, which it may ignore.
     """
 
     name: str
@@ -52,7 +51,7 @@ class ImageSet:
     keys: tuple[str, ...]
     ids: tuple[str, ...]
     roles: tuple[str, ...] | None
-    reader: Callable[[int], Image.Image]
+    reader: Callable[..., Image.Image]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -63,7 +62,7 @@ class ImageSet:
         name: str,
         keys: Sequence[str],
         ids: Sequence[str],
-        reader: Callable[[int], Image.Image],
+        reader: Callable[..., Image.Image],
         classes: tuple[str, ...] = (),
     ) -> ImageSet:
         """Return images that show none of `classes`, or whose class is not given: every label is `NO_CLASS`."""
@@ -89,14 +88,11 @@ class ImageSet:
 
     def at(self, kept: NDArray[np.int64]) -> ImageSet:
         """Return the images at these indices alone, in that order, with the same classes and domains."""
-        chosen = kept.tolist()
-        reader: Callable[..., Image.Image]
-        if isinstance(self.reader, FileReader):
-            reader = FileReader(self.reader.root, tuple(self.reader.paths[i] for i in chosen))
-        elif isinstance(self.reader, PackedReader):
-            reader = self.reader.at(kept)
+        chosen, reader = kept.tolist(), self.reader
+        if isinstance(reader, FileReader):  # whose files a device measurement copies as they are
+            reader = FileReader(reader.root, tuple(reader.paths[i] for i in chosen))
         else:
-            reader = _Chosen(self.reader, tuple(chosen))
+            reader = _Chosen(reader, kept)
         return replace(
             self,
             labels=self.labels[kept],
@@ -118,42 +114,18 @@ class ImageSet:
             draft: short side wanted, in pixels; a JPEG file may then come at a fraction of its size, which is
                 faster, but never below `draft`. Measurements leave it out and get every pixel.
         """
-        if draft is not None and isinstance(self.reader, FileReader | JoinedReader | PackedReader):
-            return self.reader(index, draft)
-        return self.reader(index)
+        return self.reader(index) if draft is None else self.reader(index, draft)
 
 
-@dataclass(frozen=True)
-class FileReader:
-    """Reads the i-th file below `root`.
-
-    Raises:
-        EdgekdError: on calling, when a file that was readable before no longer is.
-    """
-
-    root: Path
-    paths: tuple[str, ...]
-
-    def __call__(self, index: int, draft: int | None = None) -> Image.Image:
-        path = self.root / self.paths[index]
-        try:
-            return decode(path, draft=draft)
-        except UnreadableImage as error:
-            raise EdgekdError(
-                f"{scan.shown(str(path))} could be read when the run began, and cannot be now: {error.reason}.",
-                "Restore the file, or start again without it.",
-            ) from error
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Chosen:
     """Some of another reader's images."""
 
-    reader: Callable[[int], Image.Image]
-    indices: tuple[int, ...]
+    reader: Callable[..., Image.Image]
+    indices: NDArray[np.int64]
 
-    def __call__(self, index: int) -> Image.Image:
-        return self.reader(self.indices[index])
+    def __call__(self, index: int, *draft: int) -> Image.Image:
+        return self.reader(int(self.indices[index]), *draft)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,16 +159,7 @@ def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
     if str(spec) == "toy":
         return toy_images()
     if is_packed(spec):
-        packed = open_packed(str(spec))
-        return _labelled(
-            packed.name,
-            str(spec),
-            packed.root,
-            packed.entries,
-            packed.keys,
-            packed.reader,
-            one_class,
-        )
+        return _labelled(str(spec), open_packed(str(spec)), one_class)
     path = Path(spec)
     if path.is_dir():
         listing = scan.list_folder(path)
@@ -210,7 +173,16 @@ def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
         raise EdgekdError(
             f"There is no data at {path}.", "Check the path, or use the built-in data: --data toy."
         )
-    return _assemble(path, listing, one_class)
+    found = readable(path, listing)
+    labels = {entry.label for entry in found.entries}
+    empty = [name for name in listing.folders if name not in labels]
+    if empty:
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise EdgekdError(
+            f'The class folder "{scan.shown(empty[0])}"{more} of {path} holds no readable image.',
+            "Add images, or remove the folder.",
+        )
+    return _labelled(str(path), found, one_class)
 
 
 def toy_images(seed: int = 0, per_class: int = toy.PER_CLASS, world: bool = False) -> ImageSet:
@@ -235,32 +207,9 @@ def toy_images(seed: int = 0, per_class: int = toy.PER_CLASS, world: bool = Fals
     )
 
 
-def _assemble(path: Path, listing: scan.Listing, one_class: bool) -> ImageSet:
-    entries, keys = readable(path, listing)
-    labels = {entry.label for entry in entries}
-    empty = [name for name in listing.folders if name not in labels]
-    if empty:
-        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-        raise EdgekdError(
-            f'The class folder "{scan.shown(empty[0])}"{more} of {path} holds no readable image.',
-            "Add images, or remove the folder.",
-        )
-    name = scan.shown(path.resolve().name if path.is_dir() else path.stem)
-    reader = FileReader(listing.root.resolve(), tuple(entry.path for entry in entries))
-    found = tuple(keys[entry.path] for entry in entries)
-    return _labelled(name, str(path), listing.root, entries, found, reader, one_class)
-
-
-def _labelled(
-    name: str,
-    source: str,
-    root: Path | None,
-    entries: Sequence[scan.Entry],
-    keys: tuple[str, ...],
-    reader: Callable[[int], Image.Image],
-    one_class: bool,
-) -> ImageSet:
-    """Return readable images with their classes in order; `root` may hold `classes.txt`."""
+def _labelled(source: str, found: Source, one_class: bool) -> ImageSet:
+    """Return the images of a source with their classes in order."""
+    entries = found.entries
     labels = {entry.label for entry in entries}
     _check_names(source, "class", labels)
     _check_names(source, "domain", {entry.domain or "all" for entry in entries})
@@ -272,21 +221,21 @@ def _labelled(
     class_order = scan.order_classes(labels)
     domain_order = sorted({entry.domain or "all" for entry in entries})
     shown = (
-        scan.display_names(root, class_order)
-        if root is not None
+        scan.display_names(found.root, class_order)
+        if found.root is not None
         else tuple(scan.shown(label) for label in class_order)
     )
     _check_names(source, "class", shown)
     images = ImageSet(
-        name=name,
+        name=found.name,
         classes=class_names(domain_order, shown),
         domains=tuple(scan.shown(domain) for domain in domain_order),
         labels=_positions([entry.label for entry in entries], class_order),
         domain_of=_positions([entry.domain or "all" for entry in entries], domain_order),
-        keys=keys,
+        keys=found.keys,
         ids=scan.shown_names(entry.path for entry in entries),
         roles=tuple(str(entry.role) for entry in entries) if entries[0].role is not None else None,
-        reader=reader,
+        reader=found.reader,
     )
     _warn_of(images)
     return images

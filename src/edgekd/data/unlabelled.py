@@ -10,7 +10,7 @@ import numpy as np
 
 from edgekd.core.console import Tally
 from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.data.image_set import FileReader, ImageSet, JoinedReader, toy_images
+from edgekd.data.image_set import ImageSet, JoinedReader, toy_images
 from edgekd.data.images import EXTENSIONS
 from edgekd.data.sources import is_packed, open_packed, scan
 from edgekd.data.sources.checked import readable
@@ -51,28 +51,20 @@ def load_unlabelled(source: str | Path) -> ImageSet:
     """
     if str(source).startswith("toy:"):
         return _toy_style(str(source).removeprefix("toy:"))
-    if is_packed(source):
-        packed = open_packed(str(source), labelled=False)
-        ids = [scan.shown(entry.path) for entry in packed.entries]
-        return ImageSet.without_labels(packed.name, packed.keys, ids, packed.reader)
     root = Path(source)
-    if root.suffix.lower() in MANIFESTS and root.is_file():
-        listing = list_manifest(root, labelled=False)
+    if is_packed(source):
+        found = open_packed(str(source), labelled=False)
+    elif root.suffix.lower() in MANIFESTS and root.is_file():
+        found = readable(root, list_manifest(root, labelled=False))
     elif root.is_dir():
-        listing = _list_all(root)
+        found = readable(root, _list_all(root))
     else:
         raise EdgekdError(
             f"There is no folder of images at {root}.",
             "Give a folder, a .csv or .parquet manifest with a column path, or toy:STYLE.",
         )
-    entries, keys = readable(root, listing)
-    paths = tuple(entry.path for entry in entries)
-    return ImageSet.without_labels(
-        scan.shown(root.resolve().name if root.is_dir() else root.stem),
-        [keys[path] for path in paths],
-        scan.shown_names(paths),
-        FileReader(listing.root.resolve(), paths),
-    )
+    ids = scan.shown_names(entry.path for entry in found.entries)
+    return ImageSet.without_labels(found.name, found.keys, ids, found.reader)
 
 
 def _list_all(root: Path) -> scan.Listing:

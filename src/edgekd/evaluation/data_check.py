@@ -171,26 +171,25 @@ def _duplicates(keys: Sequence[str]) -> Iterator[Pair]:
 
 def _with_teacher(found: DataCheck, config: DataCheckConfig, spec: str) -> DataCheck:
     """Add what the teacher's embeddings show."""
-    import torch
     from torch.nn.functional import softmax
 
+    from edgekd.distill.inputs.cache import plain_embeddings
     from edgekd.distill.models.teachers import ClipTeacher, load_teacher
     from edgekd.distill.text_bank import templates_for
-    from edgekd.evaluation.few_shot import teacher_vectors
 
     teacher, images = load_teacher(spec), found.images
     if not isinstance(teacher, ClipTeacher):
         raise EdgekdError(f"{spec} cannot embed new images.", "Name a real teacher, or none.")
     say(f"embedding {len(images):,} images with {teacher.spec} …")
-    embeddings = teacher_vectors(teacher, images, np.arange(len(images)))  # [N, D]
+    embeddings = plain_embeddings(teacher, images, np.arange(len(images)))  # [N, D]
     bank = teacher.text_bank(images.classes, templates_for("photo"))
-    odds = softmax(bank.zero_shot(torch.from_numpy(embeddings)), dim=1).numpy()
+    odds = softmax(bank.zero_shot(embeddings), dim=1).numpy()
     best = odds.argmax(axis=1)
     confident = np.flatnonzero((best != images.labels) & (odds.max(axis=1) >= config.sure))
     order = confident[np.argsort(-odds[confident, best[confident]], kind="stable")]
     return replace(
         found,
-        near_duplicates=tuple(near_pairs(embeddings, images.keys, config.near)),
+        near_duplicates=tuple(near_pairs(embeddings.numpy(), images.keys, config.near)),
         label_errors=tuple(
             Doubt(int(i), images.classes[best[i]], float(odds[i, best[i]])) for i in order
         ),

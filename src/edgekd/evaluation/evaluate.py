@@ -26,15 +26,11 @@ from edgekd.distill.classification.predict import (
     student_vectors,
     teacher_predict,
 )
+from edgekd.distill.inputs.cache import plain_embeddings
 from edgekd.distill.models.teachers import ClipTeacher, Teacher, load_teacher
 from edgekd.distill.text_bank import TextBank, templates_for
 from edgekd.distill.text_files import descriptions_for
-from edgekd.evaluation.few_shot import (
-    can_zero_shot,
-    few_shot_scores,
-    own_teacher,
-    teacher_vectors,
-)
+from edgekd.evaluation.few_shot import can_zero_shot, few_shot_scores, own_teacher
 from edgekd.evaluation.gather import parts_of, suites_of
 from edgekd.evaluation.subjects import artifact_folders
 from edgekd.targets.session import open_session
@@ -130,7 +126,7 @@ def agreement_rows(loaded: LoadedRun, config: EvaluateConfig) -> Rows:
         if set(images.classes) != set(run.classes):
             raise EdgekdError("These images have other classes than the run.", "Leave --data out.")
         bank = image_bank(loaded, model, images)
-        teacher = teacher_vectors(model, images, indices)  # [N, D]
+        teacher = plain_embeddings(model, images, indices).numpy()  # [N, D]
         texts = teacher @ bank.vectors.numpy().T
         targets = bank.image_target(torch.from_numpy(teacher)).numpy()
         # Another teacher's embeddings are of another space.

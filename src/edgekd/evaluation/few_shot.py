@@ -22,8 +22,9 @@ from edgekd.distill.classification.predict import (
     student_predict,
     student_vectors,
 )
-from edgekd.distill.inputs.batches import PixelStore, pixel_batches, store_side
-from edgekd.distill.inputs.views import ViewPolicy, plain, render, view_params
+from edgekd.distill.inputs.batches import PixelStore, store_side
+from edgekd.distill.inputs.cache import plain_embeddings
+from edgekd.distill.inputs.views import ViewPolicy, render, view_params
 from edgekd.distill.models.teachers import ClipTeacher, Teacher, load_teacher
 from edgekd.evaluation.gather import trained_of
 
@@ -71,17 +72,6 @@ def own_teacher(loaded: LoadedRun) -> Teacher:
     return model
 
 
-def teacher_vectors(
-    model: Teacher, images: ImageSet, indices: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Return the teacher's embeddings of the plain images, `[len(indices), D]`."""
-    if not isinstance(model, ClipTeacher):
-        return model.lookup([images.ids[i] for i in indices]).numpy()
-    batches = pixel_batches(images, indices, model.preprocess)
-    vectors = (model.embed_images(plain(torch.from_numpy(pixels))).numpy() for pixels in batches)
-    return np.concatenate(list(vectors))
-
-
 @torch.inference_mode()
 def teacher_keys(loaded: LoadedRun, images: ImageSet, shots: NDArray[np.int64]) -> Tensor:
     """Return the teacher's embeddings of the images at `shots` as the student is to match them.
@@ -100,7 +90,7 @@ def teacher_keys(loaded: LoadedRun, images: ImageSet, shots: NDArray[np.int64]) 
         )
     assert loaded.bank is not None
     teacher = own_teacher(loaded)
-    found = [torch.from_numpy(teacher_vectors(teacher, images, shots))]
+    found = [plain_embeddings(teacher, images, shots)]
     if isinstance(teacher, ClipTeacher):
         size = teacher.preprocess.size
         pixels = torch.from_numpy(PixelStore(images, store_side(size), None).batch(shots))

@@ -36,7 +36,7 @@ INSIDE = ("id_test", "id_val")
 class _Reader:
     dataset: Any
 
-    def __call__(self, index: int) -> Image.Image:
+    def __call__(self, index: int, draft: int | None = None) -> Image.Image:
         image: Image.Image = self.dataset.get_input(index)
         return image.convert("RGB")
 

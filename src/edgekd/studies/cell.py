@@ -86,8 +86,7 @@ def trained(config: TrainConfig, callback: Callback | None = None) -> LoadedRun:
     Raises:
         EdgekdError: the run in `config.out` has other settings.
     """
-    folder = config.out
-    assert folder is not None
+    folder = config.folder
     begun = (folder / "config.json").is_file()
     if begun:
         stored = read_config(folder / "config.json")
@@ -212,27 +211,26 @@ def _facts(loaded: LoadedRun) -> dict[str, Any]:
     }
 
 
-def watch(task: Classification, model: nn.Module, done: int, places: tuple[int, ...]) -> None:
+def watch(task: Classification, model: nn.Module, done: int, steps: tuple[int, ...]) -> None:
     """Test the weights after `done` steps on the unseen domain; a callback of `train`.
 
-    Writes `oracle.npz` into the run's folder: `places` and those `seen`, int64; `step` of the best, the earliest of
-    equals; which images it classifies rightly, `correct`, bool `[n]`. A resumed run may come by a place twice, with the
-    same weights.
+    Writes `oracle.npz` into the run's folder: the evaluation steps (`places`) and those `seen`, int64; `step` of the
+    best, the earliest of equals; which images it classifies rightly, `correct`, bool `[n]`. A resumed run may come by
+    a step twice, with the same weights.
     """
     assert isinstance(model, Student)
-    assert task.config.out is not None
     images, indices = task.images, task.split.ood_test
     predict = student_predict(model, task.bank.head if task.bank else None)
     scores = predict_all(predict, images, indices, model.preprocess)
     right = scores.argmax(axis=1) == images.labels[indices]
-    path = task.config.out / ORACLE_FILE
+    path = task.config.folder / ORACLE_FILE
     best, seen = {"step": np.int64(done), "correct": right}, {done}
     if path.exists():
         file = _read_oracle(path)
         seen |= set(file["seen"].tolist())
         if file["correct"].sum() >= right.sum():
             best = {"step": file["step"], "correct": file["correct"]}
-    write_arrays(path, {"places": np.array(places), "seen": np.array(sorted(seen)), **best})
+    write_arrays(path, {"places": np.array(steps), "seen": np.array(sorted(seen)), **best})
 
 
 def _read_oracle(path: Path) -> dict[str, NDArray[Any]]:
@@ -250,8 +248,9 @@ def oracle_of(loaded: LoadedRun, kept: Outcome) -> tuple[Outcome, dict[str, Any]
     """Return the best outcome, that of the weights that the run kept (`kept`) among them, and facts about it.
 
     Returns:
-        None if `watch` did not see every place: a part of the training ran without it. The facts: `oracle_places`, how
-        many it saw; `oracle_step`, the steps after which the weights were better than those kept, None if never.
+        None if `watch` did not see every evaluation step: a part of the training ran without it. The facts:
+        `oracle_places`, how many it saw; `oracle_step`, the steps after which the weights were better than those kept,
+        None if never.
     """
     path = loaded.folder / ORACLE_FILE
     if not path.exists():

@@ -76,8 +76,7 @@ class Plan:
 
     def uses_teacher(self, name: str) -> bool:
         """Return True where a recipe of the study needs the teacher."""
-        recipe = recipe_of(self.configs[name])
-        return bool(recipe.needs & {"teacher", "bank"}) or recipe.head == "text"
+        return recipe_of(self.configs[name]).uses_texts
 
     @property
     def macro(self) -> bool:

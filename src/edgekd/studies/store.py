@@ -131,13 +131,11 @@ class Store:
     def running(self) -> Iterator[None]:
         """Hold the folder for one running study; a killed holder lets go."""
         with held(self.folder / LOCK, f"A study is running in {self.folder} already."):
-            self.check()
             yield
 
     @contextlib.contextmanager
     def claiming(self) -> Iterator[None]:
         """Hold the settings for the block; other parts of the study wait."""
-        self.check()
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / CLAIM):

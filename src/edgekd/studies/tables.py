@@ -34,12 +34,6 @@ class Stat:
     error: float
     seeds: int
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Stat:
-        """Return the statistics of one value per seed, at least one."""
-        x = np.asarray(values, dtype=np.float64)
-        return cls(float(x.mean()), float(x.std() / math.sqrt(len(x))), len(x))
-
 
 @dataclass(frozen=True)
 class Row:
@@ -143,7 +137,10 @@ def measures_of(plan: Plan) -> dict[str, str]:
 
 def stat(values: Sequence[float]) -> Stat | None:
     """Return mean and standard error of one value per seed, in the values' unit; None without values."""
-    return Stat.of(values) if values else None
+    if not values:
+        return None
+    x = np.asarray(values, dtype=np.float64)
+    return Stat(float(x.mean()), float(x.std() / math.sqrt(len(x))), len(x))
 
 
 def t_interval(differences: Sequence[float]) -> Interval | None:
@@ -199,10 +196,10 @@ def recipe_rows(
         for column in columns:
             seeds = {seed for own in outcomes.get((recipe, column), {}).values() for seed in own}
             for measure in (ID, *measures):
-                values = list(of_column(recipe, column, measure).values())
+                found = stat(list(of_column(recipe, column, measure).values()))
                 # The oracle is beside a mean over all seeds, and some would be another mean.
-                if values and (measure != ORACLE or len(values) == len(seeds)):
-                    cells[column, measure] = Stat.of(values)
+                if found and (measure != ORACLE or found.seeds == len(seeds)):
+                    cells[column, measure] = found
         average, other = per_seed(recipe, OOD), per_seed(baseline, OOD)
         oracle = per_seed(recipe, ORACLE) if ORACLE in measures else {}
         row = Row(

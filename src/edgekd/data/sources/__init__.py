@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgekd.core.errors import EdgekdError
-from edgekd.data.sources.packed import Packed
 from edgekd.data.sources.shards import list_shards
+from edgekd.data.sources.source import Source
 from edgekd.data.sources.tables import list_table
 
 HUGGING_FACE = "hf:"
@@ -27,7 +27,7 @@ def absolute(spec: str) -> str:
     return f"{HUGGING_FACE}{path}{colon}{split}"
 
 
-def open_packed(spec: str, *, labelled: bool = True) -> Packed:
+def open_packed(spec: str, *, labelled: bool = True) -> Source:
     """List a packed source; images that cannot be read are left out, with one warning.
 
     Args:

@@ -15,13 +15,14 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.files import read_index, short_hash, write_index
 from edgekd.data.images import check_content
 from edgekd.data.sources import scan
+from edgekd.data.sources.source import FileReader, Source
 
 _MANY = 2000
 """From this many images to decode there is a message."""
 
 
-def readable(path: Path, listing: scan.Listing) -> tuple[list[scan.Entry], dict[str, str]]:
-    """Return the entries that can be decoded, and the content key of each path; warn of the others.
+def readable(path: Path, listing: scan.Listing) -> Source:
+    """Return the files of a listing that can be decoded; warn of the others.
 
     Raises:
         EdgekdError: none can be read.
@@ -37,7 +38,15 @@ def readable(path: Path, listing: scan.Listing) -> tuple[list[scan.Entry], dict[
             f"None of the {len(listing.entries)} images of {path} can be read ({count} × {reason}).",
             "Check the files with an image viewer, and the paths if they are missing.",
         )
-    return [entry for entry in listing.entries if entry.path in keys], keys
+    entries = tuple(entry for entry in listing.entries if entry.path in keys)
+    return Source(
+        name=scan.shown(path.resolve().name if path.is_dir() else path.stem),
+        entries=entries,
+        keys=tuple(keys[entry.path] for entry in entries),
+        reader=FileReader(listing.root.resolve(), tuple(entry.path for entry in entries)),
+        root=listing.root,
+        left_out=listing.left_out,
+    )
 
 
 def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:

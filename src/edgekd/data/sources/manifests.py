@@ -15,11 +15,7 @@ from edgekd.core.readers import open_regular, printable, read_errors, read_text
 from edgekd.data.sources.scan import ROLES, Entry, Listing, shown
 
 MANIFESTS = (".csv", ".parquet")
-
-
 _COLUMNS = ("path", "label", "domain", "split")
-
-
 _SAVE = "Save it as comma-separated UTF-8 text."
 
 

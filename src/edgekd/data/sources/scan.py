@@ -246,21 +246,19 @@ def display_names(root: Path, classes: list[str]) -> tuple[str, ...]:
     pairs = [line.split("\t", 1) for line in lines]
     if any(len(pair) == 2 for pair in pairs):
         names: dict[str, str] = {}
-        for number, pair in enumerate(pairs, start=1):
-            folder = pair[0].strip()
-            if len(pair) == 1 or folder not in classes or folder in names:
-                wrong = (
-                    "has no tab"
-                    if len(pair) == 1
-                    else f'names "{folder}" {"again" if folder in names else ""}'.rstrip()
+        for number, (folder, *name) in enumerate(pairs, start=1):
+            folder = folder.strip()
+            if not name:
+                raise EdgekdError(
+                    f"Line {number} of {path} has no tab.", "Write folder<TAB>name on every line."
                 )
-                hint = (
-                    "Write folder<TAB>name on every line."
-                    if len(pair) == 1
-                    else did_you_mean(folder, classes)
+            if folder not in classes or folder in names:
+                again = " again" if folder in names else ""
+                raise EdgekdError(
+                    f'Line {number} of {path} names "{folder}"{again}.',
+                    did_you_mean(folder, classes),
                 )
-                raise EdgekdError(f"Line {number} of {path} {wrong}.", hint)
-            names[folder] = pair[1].strip()
+            names[folder] = name[0].strip()
         chosen = tuple(names[folder] for folder in classes)
     else:
         chosen = tuple(lines)

@@ -23,8 +23,8 @@ from edgekd.core.errors import EdgekdError, did_you_mean, first_line
 from edgekd.core.files import read_index, short_hash, write_index
 from edgekd.core.readers import NOT_REGULAR, parse_json, printable
 from edgekd.data.images import EXTENSIONS, MAX_BYTES, check_content
-from edgekd.data.sources.packed import Packed, PackedReader
 from edgekd.data.sources.scan import ROLES, Entry
+from edgekd.data.sources.source import PackedReader, Source
 
 _MOST_SHARDS = 100_000
 _MOST_LABEL = 1 << 20
@@ -67,7 +67,7 @@ class ShardBytes:
             ) from error
 
 
-def list_shards(spec: str, *, labelled: bool) -> Packed:
+def list_shards(spec: str, *, labelled: bool) -> Source:
     """List the images of all shards that `spec` names; see `sources.open_packed`."""
     shards = tuple(expanded(spec))
     entries: list[Entry] = []
@@ -92,7 +92,7 @@ def list_shards(spec: str, *, labelled: bool) -> Packed:
     where = np.array(places, dtype=np.int64).reshape(-1, 3)
     content = ShardBytes(shards, where[:, 0].astype(np.int32), where[:, 1], where[:, 2])
     folder = Path(shards[0]).parent
-    return Packed(
+    return Source(
         name=printable(folder.name or "shards"),
         entries=tuple(entries),
         keys=tuple(keys),

@@ -15,8 +15,8 @@ from edgekd.core.errors import EdgekdError, did_you_mean, first_line
 from edgekd.core.files import read_index, short_hash, write_index
 from edgekd.core.readers import printable
 from edgekd.data.images import check_content, read_bytes
-from edgekd.data.sources.packed import Packed, PackedReader
 from edgekd.data.sources.scan import ROLES, Entry
+from edgekd.data.sources.source import PackedReader, Source
 
 _AHEAD = 64
 _LABELS = ("label", "labels", "class", "category")
@@ -38,7 +38,7 @@ class TableBytes:
         raise IndexError(row)
 
 
-def list_table(spec: str, *, labelled: bool) -> Packed:
+def list_table(spec: str, *, labelled: bool) -> Source:
     """List the images of a dataset; see `sources.open_packed`.
 
     Without a split, `train`, `validation` and `test` are taken, as the parts that they name.
@@ -73,7 +73,7 @@ def list_table(spec: str, *, labelled: bool) -> Packed:
             keys.append(key)
             rows.append(first + number)
         first += len(table)
-    return Packed(
+    return Source(
         name=printable(Path(spec.partition(":")[0]).name),
         entries=tuple(entries),
         keys=tuple(keys),

@@ -174,7 +174,7 @@ class ToyReader:
         domain, cls, _ = self.place(i)
         return draw(CLASSES[cls], DOMAINS[domain], image_seed(self.key(i)), world=self.world)
 
-    def __call__(self, i: int) -> Image.Image:
+    def __call__(self, i: int, draft: int | None = None) -> Image.Image:
         self.place(i)  # the bounds
         name = f"{VERSION}-{self.seed}-{self.per_class}{'-world' if self.world else ''}.npy"
         with _OPENING:

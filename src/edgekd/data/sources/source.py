@@ -1,13 +1,14 @@
-"""Images that are no files of their own: WebDataset shards (`shards/{000..127}.tar`) and Hugging Face `datasets`.
+"""The readable images of a source, and their readers: files, and images that are no files of their own.
 
-A source is read once from front to back: every image is decoded and hashed, none is stored. The list is cached,
-so the next run lists nothing. Images are then read one by one, where they lie.
+WebDataset shards (`shards/{000..127}.tar`) and Hugging Face `datasets` are read once from front to back: every image is
+decoded and hashed, none is stored. The list is cached, so the next run lists nothing. Images are then read one by one,
+where they lie.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,29 @@ from PIL import Image
 from edgekd.core.console import Tally
 from edgekd.core.errors import EdgekdError
 from edgekd.data.images import UnreadableImage, decode
-from edgekd.data.sources.scan import Entry
+from edgekd.data.sources.scan import Entry, shown
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Reads the i-th file below `root`.
+
+    Raises:
+        EdgekdError: on calling, when a file that was readable before no longer is.
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+
+    def __call__(self, index: int, draft: int | None = None) -> Image.Image:
+        path = self.root / self.paths[index]
+        try:
+            return decode(path, draft=draft)
+        except UnreadableImage as error:
+            raise EdgekdError(
+                f"{shown(str(path))} could be read when the run began, and cannot be now: {error.reason}.",
+                "Restore the file, or start again without it.",
+            ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +67,9 @@ class PackedReader:
                 "Restore the source, or start again.",
             ) from error
 
-    def at(self, kept: NDArray[np.int64]) -> PackedReader:
-        """Return a reader of these images alone, in that order."""
-        return replace(self, rows=self.rows[kept])
-
 
 @dataclass(frozen=True)
-class Packed:
+class Source:
     """The readable images of a source, in its order."""
 
     name: str
@@ -58,7 +77,7 @@ class Packed:
     entries: tuple[Entry, ...]
     keys: tuple[str, ...]
     """32 hex digits of each image's content hash."""
-    reader: PackedReader
+    reader: FileReader | PackedReader
     root: Path | None = None
     """Folder that may hold `classes.txt`."""
     left_out: Tally = field(default_factory=Tally)
