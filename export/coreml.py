@@ -354,11 +354,10 @@ def _links(
 
 def reference(artifact: Artifact, folder: Path) -> Predictor:
     """Return the package in an artifact's folder, run by the reference evaluator: logits, or embeddings."""
-    return coreml_evaluator(folder)
+    return _evaluator(folder)
 
 
-def coreml_evaluator(folder: Path) -> Predictor:
-    """As `reference`."""
+def _evaluator(folder: Path) -> Predictor:
     program = read_program(folder / PACKAGE)
     return lambda images: logits_of(program, images)
 
@@ -366,7 +365,7 @@ def coreml_evaluator(folder: Path) -> Predictor:
 def _evaluation(build: Build) -> tuple[Predictor, str]:
     """Return what the parity check runs, and its name: Core ML where it exists, else the reference evaluator."""
     if platform.system() != "Darwin":
-        return coreml_evaluator(build.folder), "edgekd's reference evaluator (Core ML needs macOS)"
+        return _evaluator(build.folder), "edgekd's reference evaluator (Core ML needs macOS)"
     by = f"Core ML on macOS {platform.mac_ver()[0]}"
     if build.bank is not None:
         return load_embedder(build.folder / PACKAGE), by

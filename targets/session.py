@@ -39,16 +39,11 @@ class Placement:
     source: str
     """The record of the runtime that this is read from."""
 
-    def counts(self) -> dict[str, int]:
-        """Return provider → nodes, the requested one first."""
-        order = sorted(self.nodes, key=lambda name: (name != self.provider, name))
-        return {name: sum(self.nodes[name].values()) for name in order}
-
 
 def refuse_fallback(name: str, placement: Placement) -> None:
     """Raise an `EdgekdError` unless every node ran on the requested provider, and at least one did."""
-    counts = placement.counts()
-    elsewhere = {who: n for who, n in counts.items() if who != placement.provider}
+    counts = {who: sum(kinds.values()) for who, kinds in placement.nodes.items()}
+    elsewhere = {who: n for who, n in sorted(counts.items()) if who != placement.provider}
     if elsewhere:
         kinds = sorted({kind for who in elsewhere for kind in placement.nodes[who]})
         total = sum(counts.values())

@@ -88,6 +88,19 @@ class Graph:
             self.constants[name] = self.proto.initializer[-1]
         return name
 
+    def dequantizer(
+        self, name: str, integers: NDArray[Any], scales: NDArray[Any], axis: int
+    ) -> NodeProto:
+        """Store integers, one scale for each channel along `axis`; return the node that reads them as `name/read`."""
+        parts = {
+            "integers": integers,
+            "scales": scales,
+            "zeros": np.zeros(len(scales), integers.dtype),
+        }
+        inputs = [self.add_constant(f"{name}/{part}", value) for part, value in parts.items()]
+        read = f"{name}/read"
+        return helper.make_node("DequantizeLinear", inputs, [read], read, axis=axis)
+
     def activations(self, node: NodeProto) -> list[str]:
         """Return the computed inputs of a node, in order."""
         return [name for name in node.input if name and name not in self.constants]
@@ -130,6 +143,14 @@ def output_axis(node: NodeProto, rank: int) -> int:
 def channel_rows(weight: NDArray[Any], axis: int) -> NDArray[Any]:
     """Return a weight as `[channels, K]`, its output channels along `axis`."""
     return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+
+
+def as_int8(weight: NDArray[Any], scales: NDArray[Any], axis: int) -> NDArray[np.int8]:
+    """Return a weight in steps of `scales`, one for each channel along `axis`, -127 to 127."""
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    steps = np.round(weight / scales.reshape(shape))
+    return np.asarray(np.clip(steps, -127, 127), dtype=np.int8)
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:

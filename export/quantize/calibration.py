@@ -154,25 +154,6 @@ def lost_by_rounding(
     return lost_by_output
 
 
-def clipped_ranges(
-    model: onnx.ModelProto,
-    calibration: NDArray[np.uint8],
-    extremes: Ranges,
-    calibrator: str,
-    *,
-    symmetric: bool,
-) -> Ranges:
-    """Return `extremes` as `calibrator` narrows them, from a second pass over the images; `minmax` leaves them.
-
-    Args:
-        symmetric: whether the file spreads its steps evenly to both sides of 0.
-    """
-    if calibrator == "minmax":
-        return extremes
-    counts = histograms(model, calibration, extremes)
-    return narrowed(counts, extremes, calibrator, symmetric=symmetric)
-
-
 def narrowed(
     counts: Mapping[str, NDArray[np.int64]], extremes: Ranges, calibrator: str, *, symmetric: bool
 ) -> Ranges:

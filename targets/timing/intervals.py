@@ -29,27 +29,6 @@ def interval_of(draws: NDArray[np.float64]) -> Interval:
     return float(low), float(high)
 
 
-def percentile_intervals(
-    samples: NDArray[np.float64],
-    blocks: NDArray[np.int64],
-    processes: NDArray[np.int64],
-    qs: Sequence[float],
-    *,
-    replicates: int = 1000,
-    seed: int = 0,
-) -> list[Interval]:
-    """Return bootstrap 95 % intervals of percentiles of latencies, in the unit of the samples.
-
-    Args:
-        samples: `[n]`.
-        blocks: `[n]`, block number of each sample, unique over all processes.
-        processes: `[n]`, process number of each sample.
-        qs: percents, 0–100.
-    """
-    draws = percentile_draws(samples, blocks, processes, qs, replicates=replicates, seed=seed)
-    return [interval_of(draws[:, column]) for column in range(len(qs))]
-
-
 def percentile_draws(
     samples: NDArray[np.float64],
     blocks: NDArray[np.int64],
@@ -59,7 +38,14 @@ def percentile_draws(
     replicates: int = 1000,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Return the bootstrap draws `[R, len(qs)]` behind `percentile_intervals`, with the same arguments."""
+    """Return bootstrap draws `[R, len(qs)]` of percentiles of latencies, in the unit of the samples.
+
+    Args:
+        samples: `[n]`.
+        blocks: `[n]`, block number of each sample, unique over all processes.
+        processes: `[n]`, process number of each sample.
+        qs: percents, 0–100.
+    """
     names, block_of = np.unique(blocks, return_inverse=True)
     process_of_block = np.zeros(len(names), dtype=np.int64)
     process_of_block[block_of] = processes

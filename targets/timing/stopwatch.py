@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 
 from edgekd.core.machine import other_work, processor_seconds
 from edgekd.targets.timing.energy import Meter
-from edgekd.targets.timing.intervals import percentile, percentile_intervals, queries_to_claim
+from edgekd.targets.timing.intervals import (
+    interval_of,
+    percentile,
+    percentile_draws,
+    queries_to_claim,
+)
 
 RunOnce = Callable[[int], object]
 Clock = Callable[[], int]
@@ -246,7 +251,7 @@ def summarise(parts: Sequence[LatencySamples]) -> dict[str, Any]:
     (`intervals.queries_to_claim`).
     """
     samples, blocks, process = joined(parts)
-    p50, p90 = percentile_intervals(samples, blocks, process, (50, 90))
+    p50, p90 = map(interval_of, percentile_draws(samples, blocks, process, (50, 90)).T)
     return {
         "p50_ms": percentile(samples, 50),
         "p50_ci95_ms": list(p50),
