@@ -18,7 +18,7 @@ from edgekd.core.manifest import Input, Precision, TensorSpec
 from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.graph import Deployable
-from edgekd.export.onnx.graphs import take_floats, take_pictures, to_fp16
+from edgekd.export.onnx.graphs import rewrite, to_half, with_float_input, with_resize
 from edgekd.export.onnx.write import export_onnx
 from edgekd.export.quantize.calibration import Calibrator
 from edgekd.export.quantize.scheme import Scheme
@@ -160,11 +160,11 @@ def write_onnx(build: Build, path: Path, scheme: Scheme[Any]) -> dict[str, Any] 
             if build.precision == "int8":
                 quantization = build.quantize(scheme, base, path)
             else:
-                to_fp16(base, path)
+                rewrite(base, path, to_half)
     if build.input == "float":
-        take_floats(path)
+        rewrite(path, path, with_float_input)
     if build.input == "picture":
-        take_pictures(path, build.preprocess)
+        rewrite(path, path, lambda model: with_resize(model, build.preprocess))
     return quantization
 
 

@@ -130,9 +130,6 @@ def _write_half(
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Write the package in half precision, compressed further where wanted.
 
-    Args:
-        model: in float32.
-
     Returns:
         What was quantized, and details: what half precision would do, and how far each step strays from the one before.
     """
@@ -211,7 +208,9 @@ def convert(
     def in_half(op: Any) -> bool:
         if {op.name, *(var.name for var in op.outputs)} & set(keep):
             return False
-        return not (classes and op.op_type == "softmax" and op is _last_softmax(op.enclosing_block))
+        if not (classes and op.op_type == "softmax"):
+            return True
+        return op is not [x for x in op.enclosing_block.operations if x.op_type == "softmax"][-1]
 
     precision = coremltools.precision.FLOAT32
     if half:
@@ -252,10 +251,6 @@ def _disk_errors() -> Iterator[None]:
             f"coremltools could not write its files in {tempfile.gettempdir()}.",
             "Is the disk full? Free some space and run again; nothing half-written was kept.",
         ) from error
-
-
-def _last_softmax(block: Any) -> Any:
-    return [op for op in block.operations if op.op_type == "softmax"][-1]
 
 
 def _report(ranges: Ranges, kept: set[str]) -> None:

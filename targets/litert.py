@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError, NotHere, first_line
-from edgekd.targets.session import OR_ANOTHER, RuntimeOptions, Session, model_path
+from edgekd.targets.session import RuntimeOptions, Session, model_path
 
 PACKAGE = "ai-edge-litert"
 
@@ -54,13 +54,7 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
 
 def check(artifact: Mapping[str, Any]) -> None:
     """Refuse a device without LiteRT; see `edgekd.targets.session.Opener`."""
-    try:
-        load_litert()
-    except NotHere as error:
-        raise EdgekdError(
-            f"The device's Python cannot load {PACKAGE} ({error.__cause__}).",
-            f"On the device: python3 -m pip install {PACKAGE}, {OR_ANOTHER}",
-        ) from error
+    load_litert()
 
 
 def load_litert() -> tuple[Any, str]:

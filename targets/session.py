@@ -242,15 +242,10 @@ def open_session(
     folder: Path,
     *,
     threads: int | None = None,
-    check_hashes: bool = True,
     spinning: bool = True,
     provider: str | None = None,
 ) -> Session:
-    """Load the artifact in `folder` with the runtime of its format.
-
-    Args:
-        threads, spinning, provider: see `RuntimeOptions`.
-        check_hashes: False skips the comparison of each file with its SHA-256, for repeated loads of a checked folder.
+    """Load the artifact in `folder` with the runtime of its format; options as of `RuntimeOptions`.
 
     Raises:
         EdgekdError: not an artifact, a format that cannot run here, an altered or corrupt file, a file that the
@@ -258,7 +253,6 @@ def open_session(
     """
     from edgekd.core.manifest import read_artifact
 
-    artifact = read_artifact(Path(folder), check_hashes=check_hashes)
-    manifest = artifact.model_dump(mode="json")
+    manifest = read_artifact(Path(folder)).model_dump(mode="json")
     options = RuntimeOptions(threads=threads, spinning=spinning, provider=provider)
     return open_artifact(manifest, Path(folder), options)

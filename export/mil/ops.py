@@ -99,37 +99,12 @@ def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = 
     return x @ (y.transpose(-1, -2) if transpose_y else y)
 
 
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
-) -> Tensor:  # [B, heads, N, d]
-    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    weights: Tensor = (scores if attn_mask is None else scores + attn_mask).softmax(-1)
-    return weights @ value
-
-
 def layer_norm(
     x: Tensor, axes: Any, gamma: Any = None, beta: Any = None, epsilon: float = 1e-5
 ) -> Tensor:
     centred = x - x.mean(_ints(axes), keepdim=True)
     variance = centred.square().mean(_ints(axes), keepdim=True)
-    return _scaled(centred / (variance + epsilon).sqrt(), gamma, beta)
-
-
-def batch_norm(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
-    epsilon: float = 1e-5,
-) -> Tensor:
-    shape = [1, -1] + [1] * (x.ndim - 2)
-    y = (x - mean.reshape(shape)) / (variance + epsilon).sqrt().reshape(shape)
-    scale, shift = (None if one is None else one.reshape(shape) for one in (gamma, beta))
-    return _scaled(y, scale, shift)
-
-
-def _scaled(y: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    y = centred / (variance + epsilon).sqrt()
     y = y if gamma is None else y * gamma
     return y if beta is None else y + beta
 
@@ -238,7 +213,9 @@ def _reduce(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 OPS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "add": lambda x, y: x + y,
     "avg_pool": avg_pool,
-    "batch_norm": batch_norm,
+    "batch_norm": lambda x, mean, variance, gamma=None, beta=None, epsilon=1e-5: F.batch_norm(
+        x, mean, variance, gamma, beta, eps=epsilon
+    ),
     "cast": cast,
     "clip": lambda x, alpha, beta: x.clamp(float(alpha), float(beta)),
     "concat": concat,
@@ -262,7 +239,9 @@ OPS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "relu": lambda x: x.relu(),
     "relu6": lambda x: F.relu6(x),
     "reshape": reshape,
-    "scaled_dot_product_attention": attention,
+    "scaled_dot_product_attention": lambda query, key, value, attn_mask=None: (
+        F.scaled_dot_product_attention(query, key, value, attn_mask)
+    ),
     "sigmoid": lambda x: x.sigmoid(),
     "sigmoid_hard": lambda x, alpha=0.2, beta=0.5: (x * float(alpha) + float(beta)).clamp(0, 1),
     "silu": lambda x: F.silu(x),

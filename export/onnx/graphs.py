@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +194,11 @@ def sorted_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of `model` that computes in float16, between its uint8 input and its float32 output."""
+    """Return a copy of `model` that computes in float16, between its uint8 input and its float32 output.
+
+    Half the size. ONNX Runtime's CPU kernels convert to float32 and back, 3 to 4 times slower than FP32: the file is
+    meant for engines that compute in half precision.
+    """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     before = logging.root.manager.disable
@@ -206,29 +210,11 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     return sorted_nodes(half)  # the conversion puts the casts around a node in float at the end
 
 
-def to_fp16(fp32: Path, out: Path) -> None:
-    """Write `fp32` with half-precision weights and arithmetic; the uint8 input and the float32 logits stay.
-
-    Half the size. ONNX Runtime's CPU kernels convert to float32 and back, 3 to 4 times slower than FP32: the file is
-    meant for engines that compute in half precision.
-    """
-    model = to_half(onnx.load(fp32))
+def rewrite(source: Path, out: Path, edit: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
+    """Write an edited ONNX file to `out`, which may be `source`, if ONNX's checker takes it."""
+    model = edit(onnx.load(source))
     onnx.checker.check_model(model)
     onnx.save(model, out)
-
-
-def take_floats(path: Path) -> None:
-    """Make the ONNX file at `path` take float32 `[batch, 3, H, W]`, normalised; in place, as `with_float_input`."""
-    model = with_float_input(onnx.load(path))
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-
-
-def take_pictures(path: Path, preprocess: Preprocess) -> None:
-    """Make the ONNX file at `path` take uint8 `[batch, height, width, 3]` of any size; in place, as `with_resize`."""
-    model = with_resize(onnx.load(path), preprocess)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
 
 
 def with_resize(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:

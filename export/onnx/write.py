@@ -36,7 +36,6 @@ def export_onnx(
 
     Args:
         model: a `Deployable`; it is put in eval mode in a copy, and stays as it is.
-        output: the output's name.
         metadata: the file's `metadata_props`, and the only metadata in it: the exporter's own would carry source paths.
 
     Raises:

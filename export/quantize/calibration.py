@@ -6,7 +6,6 @@ finer, one histogram per tensor. Memory does not grow with the number of images.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import scratch_folder
+from edgekd.core.machine import usable_cores
 from edgekd.export.onnx.graphs import Graph, copied
 
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
@@ -298,9 +298,7 @@ def _run(
     """Yield the tensors `wanted` of `model`, batch by batch."""
     options = onnxruntime.SessionOptions()
     # Every core, but no spinning: with a busy neighbour, waiting threads that spin cost minutes.
-    options.intra_op_num_threads = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    )
+    options.intra_op_num_threads = usable_cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     with scratch_folder() as folder:

@@ -31,11 +31,7 @@ _SAME_CHANNELS = (
 
 
 def integer_form(model: onnx.ModelProto, *, padded: bool = True) -> onnx.ModelProto:
-    """Return a copy of `model`, an FP32 file, in the form that int8 kernels run fast.
-
-    Args:
-        padded: whether depthwise convolutions get zero channels.
-    """
+    """Return a copy of `model`, an FP32 file, in the form that int8 kernels run fast; `padded` with zero channels."""
     copy = _pooled(model)
     if padded and _pad_depthwise(copy):
         del copy.graph.value_info[:]

@@ -145,7 +145,6 @@ def quantize(model: onnx.ModelProto, ranges: Ranges, chosen: Plan, scaling: Weig
 
     Args:
         ranges: extremes of every activation that becomes bytes.
-        scaling: scales of the weights.
     """
     _Writer(model, ranges, chosen, scaling).write()
     drop_unused(model)

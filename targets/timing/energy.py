@@ -61,12 +61,7 @@ class Sensor:
 
 
 class Meter:
-    """Energy between `begin` and `end`.
-
-    Args:
-        sensor: from `open_sensor`.
-        clock: seconds.
-    """
+    """Energy between `begin` and `end`; `clock` gives seconds."""
 
     def __init__(self, sensor: Sensor, clock: Callable[[], float] = time.perf_counter) -> None:
         self.sensor = sensor
@@ -112,7 +107,6 @@ def open_sensor(name: str, root: Path = Path("/")) -> Sensor:
     Args:
         name: `rapl` (Intel and AMD processors), `nvml` (NVIDIA boards), `ina` (power monitors of Jetson and other
             modules) or `battery`.
-        root: parent of `sys`.
 
     Raises:
         EdgekdError: an unknown name, a sensor that is not there, may not be read, or does not report power now.

@@ -59,7 +59,6 @@ def ratio_interval(
     processes: NDArray[np.int64],
     *,
     replicates: int = 1000,
-    seed: int = 0,
 ) -> Interval:
     """Return the bootstrap 95 % interval of p50(first) / p50(second) from turns in which both were measured.
 
@@ -69,7 +68,7 @@ def ratio_interval(
         first, second: the samples of each turn.
         processes: `[turns]`, process number of each turn.
     """
-    times = _draw_blocks(processes, replicates, seed)
+    times = _draw_blocks(processes, replicates)
     medians = []
     for parts in (first, second):
         turn = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
@@ -78,12 +77,7 @@ def ratio_interval(
 
 
 def rate_interval(
-    samples_ms: NDArray[np.float64],
-    blocks: NDArray[np.int64],
-    each: int,
-    *,
-    replicates: int = 1000,
-    seed: int = 0,
+    samples_ms: NDArray[np.float64], blocks: NDArray[np.int64], each: int
 ) -> Interval:
     """Return the bootstrap 95 % interval of `each` items per sample, per second.
 
@@ -93,13 +87,13 @@ def rate_interval(
     """
     number = np.unique(blocks, return_inverse=True)[1]
     count = np.bincount(number)
-    times = _draw_blocks(np.zeros(len(count), dtype=np.int64), replicates, seed)  # [R, blocks]
+    times = _draw_blocks(np.zeros(len(count), dtype=np.int64), 1000)  # [R, blocks]
     rates = each * (times @ count) / (times @ np.bincount(number, weights=samples_ms) / 1e3)
     return interval_of(rates)
 
 
 def _draw_blocks(
-    process_of_block: NDArray[np.int64], replicates: int, seed: int
+    process_of_block: NDArray[np.int64], replicates: int, seed: int = 0
 ) -> NDArray[np.int32]:
     """Return how often each block is drawn in each replicate, `[R, blocks]`: processes first, then blocks."""
     rng = np.random.default_rng(seed)

@@ -99,7 +99,7 @@ def _labels(classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _write_files(folder: Path, model: Run | Artifact, artifacts: Sequence[Artifact]) -> None:
-    """Write classes, preprocessing and the exported files, those of ONNX Runtime again as transformers.js calls them."""
+    """Write classes, preprocessing and the exported files; those of ONNX Runtime again by transformers.js' names."""
     if not (folder / "config.json").exists():
         write_json(folder / "config.json", _labels(model.classes))
     write_json(folder / "preprocessor_config.json", processor(model.preprocess))

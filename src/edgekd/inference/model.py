@@ -119,15 +119,7 @@ class Model:
 
 
 def load(path: str | Path, *, threads: int | None = None) -> Model:
-    """Load a run's student, or an exported file, whose folder is enough and which needs no torch.
-
-    Args:
-        path: run folder or artifact folder.
-        threads: threads of an exported file's runtime; None is the runtime's choice.
-
-    Raises:
-        EdgekdError: neither a run nor an artifact, a damaged one, or a runtime that this machine lacks.
-    """
+    """Load a run's student, or an exported file, whose folder is enough; see `edgekd.load`."""
     folder = Path(path)
     if (folder / "artifact.json").is_file():
         from edgekd.targets.session import open_session
