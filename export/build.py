@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError
+from edgekd.core.errors import EdgekdError, first_line
 from edgekd.core.manifest import Input, Precision, TensorSpec
 from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.graph import Deployable
-from edgekd.export.onnx.graphs import take_floats, take_pictures, to_fp16
+from edgekd.export.onnx.graphs import rewrite, to_half, with_float_input, with_resize
 from edgekd.export.onnx.write import export_onnx
 from edgekd.export.quantize.calibration import Calibrator
 from edgekd.export.quantize.scheme import Scheme
@@ -62,21 +62,15 @@ class Build:
     def image(self) -> TensorSpec:
         """The one input every target but Core ML shares; its batch is free."""
         size = self.preprocess.size
-        if self.input == "uint8":
-            return TensorSpec(
-                name="image", dtype="uint8", shape=("batch", size, size, 3), layout="NHWC RGB"
-            )
+        shape: tuple[str | int, ...] = ("batch", size, size, 3)
+        dtype, layout = "uint8", "NHWC RGB"
         if self.input == "picture":
-            return TensorSpec(
-                name="image",
-                dtype="uint8",
-                shape=("batch", "height", "width", 3),
-                layout="NHWC RGB, resized inside as preprocess says",
-            )
-        layout = "NCHW RGB, normalised: (value / 255 - mean) / std of preprocess"
-        return TensorSpec(
-            name="image", dtype="float32", shape=("batch", 3, size, size), layout=layout
-        )
+            shape = ("batch", "height", "width", 3)
+            layout = "NHWC RGB, resized inside as preprocess says"
+        if self.input == "float":
+            dtype, shape = "float32", ("batch", 3, size, size)
+            layout = "NCHW RGB, normalised: (value / 255 - mean) / std of preprocess"
+        return TensorSpec(name="image", dtype=dtype, shape=shape, layout=layout)
 
     @property
     def feed(self) -> Feed:
@@ -166,11 +160,11 @@ def write_onnx(build: Build, path: Path, scheme: Scheme[Any]) -> dict[str, Any] 
             if build.precision == "int8":
                 quantization = build.quantize(scheme, base, path)
             else:
-                to_fp16(base, path)
+                rewrite(base, path, to_half)
     if build.input == "float":
-        take_floats(path)
+        rewrite(path, path, with_float_input)
     if build.input == "picture":
-        take_pictures(path, build.preprocess)
+        rewrite(path, path, lambda model: with_resize(model, build.preprocess))
     return quantization
 
 
@@ -194,8 +188,7 @@ def converting(what: str) -> Iterator[None]:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             yield
     except Exception as error:  # converters raise anything
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = (lines[0] if lines else type(error).__name__)[:200].rstrip(".")
         raise EdgekdError(
-            f"{what} failed: {reason}.", "Export for another target, or choose another student."
+            f"{what} failed: {first_line(error)}.",
+            "Export for another target, or choose another student.",
         ) from error

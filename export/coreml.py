@@ -130,9 +130,6 @@ def _write_half(
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Write the package in half precision, compressed further where wanted.
 
-    Args:
-        model: in float32.
-
     Returns:
         What was quantized, and details: what half precision would do, and how far each step strays from the one before.
     """
@@ -211,7 +208,9 @@ def convert(
     def in_half(op: Any) -> bool:
         if {op.name, *(var.name for var in op.outputs)} & set(keep):
             return False
-        return not (classes and op.op_type == "softmax" and op is _last_softmax(op.enclosing_block))
+        if not (classes and op.op_type == "softmax"):
+            return True
+        return op is not [x for x in op.enclosing_block.operations if x.op_type == "softmax"][-1]
 
     precision = coremltools.precision.FLOAT32
     if half:
@@ -252,10 +251,6 @@ def _disk_errors() -> Iterator[None]:
             f"coremltools could not write its files in {tempfile.gettempdir()}.",
             "Is the disk full? Free some space and run again; nothing half-written was kept.",
         ) from error
-
-
-def _last_softmax(block: Any) -> Any:
-    return [op for op in block.operations if op.op_type == "softmax"][-1]
 
 
 def _report(ranges: Ranges, kept: set[str]) -> None:
@@ -354,11 +349,10 @@ def _links(
 
 def reference(artifact: Artifact, folder: Path) -> Predictor:
     """Return the package in an artifact's folder, run by the reference evaluator: logits, or embeddings."""
-    return coreml_evaluator(folder)
+    return _evaluator(folder)
 
 
-def coreml_evaluator(folder: Path) -> Predictor:
-    """As `reference`."""
+def _evaluator(folder: Path) -> Predictor:
     program = read_program(folder / PACKAGE)
     return lambda images: logits_of(program, images)
 
@@ -366,7 +360,7 @@ def coreml_evaluator(folder: Path) -> Predictor:
 def _evaluation(build: Build) -> tuple[Predictor, str]:
     """Return what the parity check runs, and its name: Core ML where it exists, else the reference evaluator."""
     if platform.system() != "Darwin":
-        return coreml_evaluator(build.folder), "edgekd's reference evaluator (Core ML needs macOS)"
+        return _evaluator(build.folder), "edgekd's reference evaluator (Core ML needs macOS)"
     by = f"Core ML on macOS {platform.mac_ver()[0]}"
     if build.bank is not None:
         return load_embedder(build.folder / PACKAGE), by

@@ -88,15 +88,11 @@ class UnitHead(nn.Module):
     def __init__(self, projector: nn.Linear | None, dim: int, length: float = 1.0) -> None:
         super().__init__()
         self.register_buffer("factor", torch.tensor(dim**0.25 / length), persistent=False)
-        self.projector = None if projector is None else self.scaled(projector)
-
-    def scaled(self, projector: nn.Linear) -> nn.Linear:
-        """Return a copy of a projector with this head's factor, without gradients."""
-        copied = copy.deepcopy(projector).requires_grad_(False)
-        copied.load_state_dict(
-            {name: float(self.factor) * value for name, value in projector.state_dict().items()}
-        )
-        return copied
+        self.projector = copy.deepcopy(projector)
+        if self.projector is not None:
+            self.projector.requires_grad_(False)
+            for value in self.projector.parameters():
+                value.mul_(self.factor)
 
     def forward(self, features: Tensor) -> Tensor:
         """`[B, d]` → `[B, D]`, rows of length 1; not finite for a row of zeros, which has no direction."""

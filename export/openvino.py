@@ -6,7 +6,7 @@ import onnx
 
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.export.build import Build, Written, agent_beside
-from edgekd.export.onnx.graphs import take_floats
+from edgekd.export.onnx.graphs import rewrite, with_float_input
 from edgekd.export.openvino_ir import read, save
 from edgekd.export.quantize.calibration import check_calibration
 from edgekd.export.quantize.openvino import OpenVinoInt8
@@ -34,7 +34,7 @@ def write(build: Build) -> Written:
         if build.calibration is not None:
             check_calibration(build.calibration, onnx.load(base))
         if build.input == "float":
-            take_floats(base)
+            rewrite(base, base, with_float_input)
         if build.precision == "int8":
             scheme = OpenVinoInt8(build.metadata, build.feed, embeds=build.bank is not None)
             quantization = build.quantize(scheme, base, path)

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.folders import ARTIFACT
 from edgekd.core.manifest import Artifact, Precision, read_artifact
 from edgekd.data.corruptions import NAMES, SIZE, corrupt
+from edgekd.data.image_set import ImageSet
+from edgekd.data.split import Split
 from edgekd.data.unlabelled import NO_DOMAIN, with_unlabelled
 from edgekd.distill.classification.load import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
@@ -35,10 +37,6 @@ from edgekd.targets.profiles import follow_profile
 from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, get_target, target_of
 from edgekd.targets.session import open_session
 from edgekd.targets.timing.speed import in_words, speed_of, timed_in_turns
-
-if TYPE_CHECKING:
-    from edgekd.data.image_set import ImageSet
-    from edgekd.data.split import Split
 
 PARITY_IMAGES = 256
 RESIZED_IMAGES = 128

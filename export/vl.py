@@ -49,13 +49,11 @@ def export_vl_onnx(
     save_checked(to_proto(copy.deepcopy(model).cpu().eval(), inputs, "logits"), path, metadata)
 
 
-def open_vl(path: Path, threads: int | None = None) -> VlPredict:
+def open_vl(path: Path) -> VlPredict:
     """Open the exported file in ONNX Runtime on the CPU, without torch and teacher."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def predict(images: NDArray[np.uint8], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         return session.run(["logits"], {"image": images, "tokens": tokens})[0]  # type: ignore[no-any-return]

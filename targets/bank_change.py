@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import inside, open_regular, parse_json, printable, read_errors
 from edgekd.data.images import EXTENSIONS, UnreadableImage, read_bytes
+from edgekd.targets.agent.store import written
 from edgekd.targets.bank import BANK_FILE, ClassBank, read_bank
 from edgekd.targets.session import Session
 
@@ -30,10 +29,6 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
 
     The new bank is written under a name of its own; the manifest, replaced in one rename, is what makes it the
     artifact's. Sessions that are open keep the classes they were opened with.
-
-    Args:
-        folder: the artifact's.
-        change: the present bank → the new one.
 
     Returns:
         The new bank.
@@ -64,15 +59,16 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
         for name, known in manifest["files"].items()
     }
     changed = {**manifest, "bank": new, "files": files, "classes": list(bank.classes)}
+    text = json.dumps(changed, indent=2, ensure_ascii=False) + "\n"
     # The last one entered is renamed first: the manifest never names a file that is not there.
-    with _written(folder / MANIFEST, _json(changed)), _written(folder / new, data):
+    with written(folder / MANIFEST, text.encode()), written(folder / new, data):
         if (folder / MANIFEST).read_bytes() != before:
             raise EdgekdError(
                 f"Somebody else changed {folder} at the same time.", "Run the same command again."
             )
     if new != old:
         (folder / old).unlink()
-    with _written(folder / LABELS, "".join(f"{name}\n" for name in bank.classes).encode()):
+    with written(folder / LABELS, "".join(f"{name}\n" for name in bank.classes).encode()):
         pass
     return bank
 
@@ -93,11 +89,7 @@ def bank_file(manifest: Mapping[str, Any], folder: Path) -> str:
 
 
 def add_by_images(folder: Path, name: str, places: Sequence[Path], session: Session) -> ClassBank:
-    """Add the class `name` to the artifact in `folder`: the mean of its images' embeddings.
-
-    Args:
-        places: images, and folders of images.
-        session: the artifact, opened.
+    """Add the class `name` to the artifact in `folder`, opened as `session`: the mean of its images' embeddings.
 
     Raises:
         EdgekdError: no images, one that cannot be read, a class that is there already, an artifact without a bank.
@@ -178,23 +170,3 @@ def _files(places: Sequence[Path]) -> list[Path]:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-@contextlib.contextmanager
-def _written(path: Path, data: bytes) -> Iterator[None]:
-    """Put `data` at `path` in one rename when the block ends; nothing when it raises."""
-    scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        with open(scratch, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        yield
-        os.replace(scratch, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            scratch.unlink()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.core.errors import EdgekdError, NotHere, first_line
 from edgekd.targets.session import RuntimeOptions, Session, model_path
 
 
@@ -33,9 +33,9 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
         if method is None:
             raise RuntimeError("it has no method forward")
     except (RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200].rstrip(".")
         raise EdgekdError(
-            f"ExecuTorch {version} cannot load {path}: {reason}.", "Export again with --overwrite."
+            f"ExecuTorch {version} cannot load {path}: {first_line(error)}.",
+            "Export again with --overwrite.",
         ) from error
     load_ms = (time.perf_counter() - started) * 1e3
 

@@ -65,11 +65,10 @@ def resizes(taken: Mapping[str, Any]) -> bool:
 
 
 def feed_of(taken: Mapping[str, Any], preprocess: Mapping[str, Any]) -> Feed:
-    """Return the feed of an artifact; a dtype that edgekd does not feed is an `EdgekdError`.
+    """Return the feed of an artifact by its entry of `inputs` and its `preprocess`.
 
-    Args:
-        taken: its entry of `inputs` in `artifact.json`.
-        preprocess: its `preprocess`.
+    Raises:
+        EdgekdError: a dtype that edgekd does not feed.
     """
     dtype = taken["dtype"]
     if resizes(taken) and preprocess["resize"] == "crop":

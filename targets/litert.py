@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError, NotHere
-from edgekd.targets.session import OR_ANOTHER, RuntimeOptions, Session, model_path
+from edgekd.core.errors import EdgekdError, NotHere, first_line
+from edgekd.targets.session import RuntimeOptions, Session, model_path
 
 PACKAGE = "ai-edge-litert"
 
@@ -33,9 +33,8 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
         interpreter = litert.Interpreter(model_path=str(path), num_threads=count)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200].rstrip(".")
         raise EdgekdError(
-            f"LiteRT {version} cannot load {path}: {reason}.",
+            f"LiteRT {version} cannot load {path}: {first_line(error)}.",
             "Export again with --overwrite, or update ai-edge-litert.",
         ) from error
     load_ms = (time.perf_counter() - started) * 1e3
@@ -55,13 +54,7 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
 
 def check(artifact: Mapping[str, Any]) -> None:
     """Refuse a device without LiteRT; see `edgekd.targets.session.Opener`."""
-    try:
-        load_litert()
-    except NotHere as error:
-        raise EdgekdError(
-            f"The device's Python cannot load {PACKAGE} ({error.__cause__}).",
-            f"On the device: python3 -m pip install {PACKAGE}, {OR_ANOTHER}",
-        ) from error
+    load_litert()
 
 
 def load_litert() -> tuple[Any, str]:

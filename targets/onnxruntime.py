@@ -14,6 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError, NotHere, did_you_mean
+from edgekd.core.machine import usable_cores
 from edgekd.core.readers import read_json
 from edgekd.targets.session import Nodes, Placement, RuntimeOptions, Session, feed_for, model_path
 
@@ -70,7 +71,7 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
         nodes = profiled_nodes(path, blank, [wanted], _session_options(quiet, wanted))
         return Placement(wanted, nodes, "ONNX Runtime's profile")
 
-    threads_used = options.threads or _default_threads()
+    threads_used = options.threads or usable_cores()
     return Session(run, wanted, threads_used, load_ms, placement, largest_batch=fixed)
 
 
@@ -144,7 +145,3 @@ def _available(provider: str) -> str:
             "Install onnxruntime-gpu in place of onnxruntime.",
         )
     return name
-
-
-def _default_threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -39,16 +39,11 @@ class Placement:
     source: str
     """The record of the runtime that this is read from."""
 
-    def counts(self) -> dict[str, int]:
-        """Return provider → nodes, the requested one first."""
-        order = sorted(self.nodes, key=lambda name: (name != self.provider, name))
-        return {name: sum(self.nodes[name].values()) for name in order}
-
 
 def refuse_fallback(name: str, placement: Placement) -> None:
     """Raise an `EdgekdError` unless every node ran on the requested provider, and at least one did."""
-    counts = placement.counts()
-    elsewhere = {who: n for who, n in counts.items() if who != placement.provider}
+    counts = {who: sum(kinds.values()) for who, kinds in placement.nodes.items()}
+    elsewhere = {who: n for who, n in sorted(counts.items()) if who != placement.provider}
     if elsewhere:
         kinds = sorted({kind for who in elsewhere for kind in placement.nodes[who]})
         total = sum(counts.values())
@@ -247,15 +242,10 @@ def open_session(
     folder: Path,
     *,
     threads: int | None = None,
-    check_hashes: bool = True,
     spinning: bool = True,
     provider: str | None = None,
 ) -> Session:
-    """Load the artifact in `folder` with the runtime of its format.
-
-    Args:
-        threads, spinning, provider: see `RuntimeOptions`.
-        check_hashes: False skips the comparison of each file with its SHA-256, for repeated loads of a checked folder.
+    """Load the artifact in `folder` with the runtime of its format; options as of `RuntimeOptions`.
 
     Raises:
         EdgekdError: not an artifact, a format that cannot run here, an altered or corrupt file, a file that the
@@ -263,7 +253,6 @@ def open_session(
     """
     from edgekd.core.manifest import read_artifact
 
-    artifact = read_artifact(Path(folder), check_hashes=check_hashes)
-    manifest = artifact.model_dump(mode="json")
+    manifest = read_artifact(Path(folder)).model_dump(mode="json")
     options = RuntimeOptions(threads=threads, spinning=spinning, provider=provider)
     return open_artifact(manifest, Path(folder), options)

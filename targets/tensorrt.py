@@ -6,7 +6,6 @@ The device agent carries this file. An engine runs on this machine's GPU and nev
 from __future__ import annotations
 
 import ctypes
-import importlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.session import RuntimeOptions, Session, feed_for
 from edgekd.targets.trt.build import MODULES
-from edgekd.targets.trt.builders import find_gpu
+from edgekd.targets.trt.builders import find_gpu, runtime
 from edgekd.targets.trt.device import (
     DEVICE_FILE,
     HOW,
@@ -72,7 +71,7 @@ def open_engine(
     names = list(MODULES) if path == local else [details["builder"]]
     if names[0] not in MODULES:
         raise EdgekdError(f"{path} was built by {names[0]}, which is not known here.", HOW)
-    runtimes = {name: trt for name in names if (trt := _module(name)) is not None}
+    runtimes = {name: trt for name in names if (trt := runtime(name)) is not None}
     if not runtimes:
         raise NotHere(
             f"{path} needs the Python package {MODULES[names[0]]}, which is not on this machine.",
@@ -99,13 +98,6 @@ def open_engine(
         f"{tried} cannot load {path} on this {gpu.name}.",
         f"Build it again on this machine: {HOW}.",
     )
-
-
-def _module(name: str) -> Any | None:
-    try:
-        return importlib.import_module(MODULES[name])
-    except (ImportError, OSError):
-        return None
 
 
 @dataclass(frozen=True)
@@ -140,9 +132,9 @@ class Engine:
     """
 
     def __init__(self, engine: Any, *, feed: Feed = as_pixels, cuda_graph: bool = False) -> None:
-        from cuda.bindings import runtime
+        from cuda.bindings import runtime as cuda
 
-        self._cuda = runtime
+        self._cuda = cuda
         self._engine = engine
         self._context = engine.create_execution_context()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -152,17 +144,17 @@ class Engine:
         self.max_batch = int(engine.get_tensor_profile_shape(self._input, 0)[2][0])
         self._item = tuple(engine.get_tensor_shape(self._input))[1:]
         self._width = int(engine.get_tensor_shape(self._output)[1])
-        self._stream = cuda_call(runtime.cudaStreamCreate())
+        self._stream = cuda_call(cuda.cudaStreamCreate())
         self._feed = feed
         side = self._item[1]  # the second of [H, W, 3] and of [3, H, W], of a square
         taken = feed(np.zeros((1, side, side, 3), dtype=np.uint8)).dtype.type
         self._host_in = self._pinned((self.max_batch, *self._item), taken)
         self._host_out = self._pinned((self.max_batch, self._width), np.float32)
-        self._device_in = cuda_call(runtime.cudaMalloc(self._host_in.nbytes))
-        self._device_out = cuda_call(runtime.cudaMalloc(self._host_out.nbytes))
+        self._device_in = cuda_call(cuda.cudaMalloc(self._host_in.nbytes))
+        self._device_out = cuda_call(cuda.cudaMalloc(self._host_out.nbytes))
         self._context.set_tensor_address(self._input, int(self._device_in))
         self._context.set_tensor_address(self._output, int(self._device_out))
-        self._events = [cuda_call(runtime.cudaEventCreate()) for _ in range(4)]
+        self._events = [cuda_call(cuda.cudaEventCreate()) for _ in range(4)]
         self._graphs: dict[int, Any] | None = {} if cuda_graph else None
         self._batch = 0
 

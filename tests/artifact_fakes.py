@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgekd.core.files import write_bytes, write_json
-from edgekd.core.manifest import Artifact, Run, TensorSpec
+from edgekd.core.manifest import Artifact, Run, TensorSpec, read_artifact
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import sha256_file
 from edgekd.export.parity import compare
@@ -120,3 +120,11 @@ def write_run(folder: Path, **fields: Any) -> Path:
     data = Run.model_validate(settings).model_dump(mode="json") | fields
     write_json(folder / "run.json", data)
     return folder
+
+
+def rehash(folder: Path, **details: Any) -> None:
+    """Write the manifest anew after its files were altered: damage that no hash shows."""
+    artifact = read_artifact(folder, check_hashes=False)
+    files = {name: sha256_file(folder / name) for name in artifact.files}
+    changes = {"files": files, "details": {**artifact.details, **details}}
+    artifact.model_copy(update=changes).write(folder)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from artifact_fakes import CLASSES, write_artifact
 from PIL import Image
 
+from edgekd.benchmark import device as devices
+from edgekd.benchmark.evaluate.logits import predict_suite
+from edgekd.benchmark.measure import timings
 from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.core.readers import sha256_file
 from edgekd.data.image_set import ImageSet
@@ -18,17 +25,57 @@ from edgekd.data.sources.source import FileReader
 from edgekd.targets.agent.job import Job, JobArtifact
 from edgekd.targets.devices.result import DeviceResult, check_result, open_result
 from edgekd.targets.session import open_session
+from edgekd.targets.timing import stopwatch
 from edgekd.targets.timing.stopwatch import Protocol
 
 BRIEF = Protocol("quick", 4, 0.01, 0.1, 20, 0.05, 2.0, 0.01, 1)
 
 
-def without_modules(folder: Path, absent: tuple[str, ...]) -> str:
-    """Return a PYTHONPATH with which Python can load none of the modules `absent`."""
+Setting = tuple[list[Subject], list[Suite]]
+
+
+def be_brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let quick measurements take a fraction of a second."""
+    monkeypatch.setattr(devices, "QUICK", BRIEF)
+    monkeypatch.setattr(stopwatch, "QUICK", BRIEF)
+    monkeypatch.setattr(timings, "RATE_QUICK", replace(BRIEF, name="throughput, quick"))
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, folder: Path, module: str, text: str) -> None:
+    """Let every Python that is started find this module first."""
     folder.mkdir()
-    program = f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n"
-    (folder / "sitecustomize.py").write_text(program)
-    return str(folder)
+    (folder / f"{module}.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+
+
+def plant_absence(monkeypatch: pytest.MonkeyPatch, folder: Path, *absent: str) -> None:
+    """Let no Python that is started load these modules, nor edgekd but from the agent."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    text = f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n"
+    plant(monkeypatch, folder, "sitecustomize", text)
+
+
+def check_measured(
+    found: Sequence[Subject], setting: Setting, device: str, *, share: float = 1e-5
+) -> None:
+    """Every subject has the logits of this machine, within a share of their range, and samples of one process.
+
+    The device takes one image at a time and this machine several: sums in another order, and with INT8 a rounding may
+    flip.
+    """
+    assert [one.name for one in found] == [f"{one.name}@{device}" for one in setting[0]]
+    for one, original in zip(found, setting[0], strict=True):
+        assert one.measured is not None
+        assert one.measured.same_pixels == 1.0
+        for n, suite in enumerate(setting[1]):
+            [here] = predict_suite([original], suite)
+            there = one.measured.logits[n]
+            np.testing.assert_allclose(there, here, atol=share * np.ptp(here))
+            np.testing.assert_array_equal(there.argmax(axis=1), here.argmax(axis=1))
+        [clock] = one.measured.result.model
+        assert clock.threads == 1
+        assert len(clock.samples.samples_ms) >= BRIEF.runs
+        assert clock.samples.complete
 
 
 def result_of(path: Path) -> DeviceResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.benchmark.subjects import Logits, PromptVariant, Subject, Suite
-from edgekd.core.ahead import map_ahead
+from edgekd.core.ahead import batched, map_ahead
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.preprocess import Preprocess
@@ -63,7 +62,7 @@ def predict_suite(
         suite.indices.tolist(),
         2 * batch,
     )
-    for ready in iter(lambda: list(itertools.islice(images, batch)), []):
+    for ready in batched(images, batch):
         pixels = {name: np.stack([one[name] for one in ready]) for name in preprocesses}
         for subject, chosen, part in zip(subjects, columns, parts, strict=True):
             predict, classes = _model(subject, suite)

@@ -194,15 +194,13 @@ def fpr_at_95(known: Scores, unknown: Scores) -> float:
     return float((unknown >= threshold).mean())
 
 
-def auroc_draws(
-    known: Scores, unknown: Scores, *, replicates: int = 2000, seed: int = 0
-) -> NDArray[np.float64]:
+def auroc_draws(known: Scores, unknown: Scores, *, replicates: int = 2000) -> NDArray[np.float64]:
     """Return the AUROC of bootstrap samples, `[replicates]`: known and unknown images are drawn separately.
 
-    The draws depend on the seed and the two numbers of images alone. Two models' draws on the same images are therefore
+    The draws depend on the two numbers of images alone. Two models' draws on the same images are therefore
     paired, and their difference is that of the models on the same samples.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     n, m = len(known), len(unknown)
     order = np.argsort(unknown, kind="stable")
     below, upto = (np.searchsorted(unknown[order], known, side=side) for side in ("left", "right"))

@@ -100,7 +100,6 @@ def accuracy_row(
 
     Args:
         torch_logits: the torch student's on the same images.
-        temperature: the subject's, fitted on ID validation.
     """
     labels, domain_of = suite.labels, suite.domain_of
     worst, worst_recall = metrics.worst_class(logits, labels)

@@ -15,6 +15,7 @@ from edgekd.benchmark.results.rows import Difference
 from edgekd.targets.timing.intervals import Interval, interval_of
 
 Pair = tuple[NDArray[np.bool_], NDArray[np.bool_]]
+_REPLICATES = 10_000
 
 
 def wilson_interval(hits: int, n: int) -> Interval:
@@ -25,19 +26,19 @@ def wilson_interval(hits: int, n: int) -> Interval:
     return float(interval.low), float(interval.high)
 
 
-def paired_interval(pairs: Sequence[Pair], *, replicates: int = 10_000, seed: int = 0) -> Interval:
+def paired_interval(pairs: Sequence[Pair]) -> Interval:
     """Return the bootstrap 95 % interval of accuracy(first) − accuracy(second), averaged without weights over suites.
 
     Images are drawn in pairs, each suite on its own. Accuracies of several seeds are means over these, and an image is
     drawn with the answers of all seeds, which are not independent: what is hard for one is hard for the others.
     """
-    rng = np.random.default_rng(seed)
-    drawn = np.zeros(replicates)
+    rng = np.random.default_rng(0)
+    drawn = np.zeros(_REPLICATES)
     for first, second in ((np.atleast_2d(a), np.atleast_2d(b)) for a, b in pairs):
         lead = first.sum(axis=0) - second.sum(axis=0, dtype=np.int64)  # [n], seeds won less lost
         # Resampling images only changes how many of them have which lead: a few counts, one multinomial.
         values, counts = np.unique(lead, return_counts=True)
-        times = rng.multinomial(lead.size, counts / lead.size, size=replicates)
+        times = rng.multinomial(lead.size, counts / lead.size, size=_REPLICATES)
         drawn += times @ values / first.size
     return interval_of(drawn / len(pairs))
 

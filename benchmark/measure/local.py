@@ -41,7 +41,7 @@ def measure_artifacts(
 
     Args:
         folders: key → artifact folder.
-        encoded: images as they lie in files, which each artifact's process prepares before the clock runs.
+        encoded: images as they lie in files, which each artifact's process prepares before anything is timed.
         threads: threads inside a model; None leaves the choice to the runtime, which is reported.
         together: every process measures all artifacts in alternating blocks, whatever the protocol (for ratios).
         energy: sensor to read between blocks, one of `energy.SENSORS`.
@@ -49,7 +49,7 @@ def measure_artifacts(
     Raises:
         EdgekdError: an artifact that cannot be opened or run, a sensor that cannot be read.
     """
-    found: dict[str, list[Clocked]] = {key: [] for key in folders}
+    results: dict[str, list[Clocked]] = {key: [] for key in folders}
     keys = list(folders)
     groups = [keys] if protocol.processes == 1 or together else [[key] for key in keys]
     with _job(folders, encoded, protocol=protocol, threads=threads, energy=energy) as job:
@@ -64,8 +64,8 @@ def measure_artifacts(
                 step = f"latency-{which}-{process}"
                 journal = _run(job, step, names)
                 for key in group:
-                    found[key].append(journal.clocked(step, keys.index(key)))
-    return found
+                    results[key].append(journal.clocked(step, keys.index(key)))
+    return results
 
 
 def measure_end_to_end(
@@ -75,22 +75,18 @@ def measure_end_to_end(
     *,
     threads: int | None = None,
 ) -> dict[str, Clocked]:
-    """Time decoding, resizing and the model with one clock, in a fresh process for each artifact.
-
-    Args:
-        folders: key → artifact folder.
-        encoded: images as they lie in files, which take turns.
+    """Measure end-to-end latency, from encoded image to logits, in a fresh process for each artifact.
 
     Raises:
         EdgekdError: an artifact that cannot be opened or run.
     """
-    found: dict[str, Clocked] = {}
+    results: dict[str, Clocked] = {}
     with _job(folders, encoded, protocol=protocol, threads=threads) as job:
         for number, (key, folder) in enumerate(folders.items()):
             say(f"end-to-end latency of {folder.name}, {protocol.seconds:g} s")
             step = f"endtoend-{number}"
-            found[key] = _run(job, step, folder.name).clocked(step, number)
-    return found
+            results[key] = _run(job, step, folder.name).clocked(step, number)
+    return results
 
 
 def measure_rate(
@@ -99,7 +95,7 @@ def measure_rate(
     """Time whole batches of images in a fresh process.
 
     Returns:
-        The clock, one sample for each batch; the reason why there is none where more than one image at a time is
+        The latencies, one for each batch; the reason why there are none where more than one image at a time is
         refused.
 
     Raises:

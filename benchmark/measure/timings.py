@@ -30,7 +30,7 @@ RATE_QUICK = Protocol("throughput, quick", 50, 1.0, 5.0, 5, 2.0, 10.0, 0.2, 1)
 
 @dataclass(frozen=True, eq=False)
 class Timings:
-    """Latency rows, and by subject's key the samples of each process and an artifact's end-to-end clock."""
+    """Latency rows, and by subject's key the samples of each process and an artifact's end-to-end latency."""
 
     rows: tuple[LatencyRow, ...]
     parts: dict[str, list[LatencySamples]]
@@ -80,8 +80,8 @@ def time_subjects(
         if subject.measured is not None:
             clocks[key] = subject.measured.result.model
             end_to_end[key] = subject.measured.result.whole
-    parts |= {key: [one.samples for one in found] for key, found in clocks.items()}
-    numbers = {key: stopwatch.summarise(found) for key, found in parts.items()}
+    parts |= {key: [one.samples for one in each] for key, each in clocks.items()}
+    numbers = {key: stopwatch.summarise(each) for key, each in parts.items()}
     rows = []
     for subject in subjects:
         key, pixels = subject.key, subject.preprocess.hash
@@ -132,27 +132,27 @@ def _buffers(
     return buffers, prepare_ms
 
 
-def _session(found: Sequence[Clocked], whole: Clocked) -> dict[str, Any]:
-    """Return what a latency row holds of an artifact besides the model's clock."""
+def _session(processes: Sequence[Clocked], whole: Clocked) -> dict[str, Any]:
+    """Return what a latency row holds of an artifact besides the latency of the model."""
     return {
-        "provider": found[0].provider,
-        "threads": found[0].threads,
-        "load_ms": float(np.median([one.load_ms for one in found])),
-        "energy": energy_row(found),
+        "provider": processes[0].provider,
+        "threads": processes[0].threads,
+        "load_ms": float(np.median([one.load_ms for one in processes])),
+        "energy": energy_row(processes),
         "end_to_end_p50_ms": percentile(whole.samples.samples_ms, 50),
         "end_to_end_p90_ms": percentile(whole.samples.samples_ms, 90),
         "peak_rss_mb": whole.peak_rss_mb,
     }
 
 
-def energy_row(found: Sequence[Clocked]) -> EnergyRow | None:
+def energy_row(processes: Sequence[Clocked]) -> EnergyRow | None:
     """Return the energy per image over the measured blocks of all processes; None unless each has it."""
-    sensors = [one.energy for one in found if one.energy is not None]
-    joules = [one.samples.joules for one in found if one.samples.joules is not None]
-    if min(len(sensors), len(joules)) < len(found):
+    sensors = [one.energy for one in processes if one.energy is not None]
+    joules = [one.samples.joules for one in processes if one.samples.joules is not None]
+    if min(len(sensors), len(joules)) < len(processes):
         return None
-    total, seconds = sum(joules), sum(one.samples.metered_s for one in found)
-    images = sum(len(one.samples.samples_ms) for one in found)
+    total, seconds = sum(joules), sum(one.samples.metered_s for one in processes)
+    images = sum(len(one.samples.samples_ms) for one in processes)
     rest = [one.idle_w for one in sensors if one.idle_w is not None]
     idle_w = float(np.mean(rest)) if rest else None
     return EnergyRow(

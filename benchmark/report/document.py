@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,10 +18,8 @@ from edgekd.benchmark.report.sections import Document, Figure, Item, Text, secti
 from edgekd.benchmark.results.metric import ms, percent
 from edgekd.benchmark.results.rows import SummaryRow
 from edgekd.benchmark.results.schema import Report
+from edgekd.benchmark.results.storage import RawResults
 from edgekd.benchmark.subjects import Suite
-
-if TYPE_CHECKING:
-    from edgekd.benchmark.results.storage import RawResults
 
 _MOST_SUITES = 24
 """Bars show at most so many suites, those with the lowest accuracy."""

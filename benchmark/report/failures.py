@@ -34,10 +34,7 @@ def failure_items(raw: RawResults, suites: Sequence[Suite] = ()) -> Iterator[Ite
     """Yield confusion matrix, confusions and most confident errors of each run's lowest top-1 on unseen domains.
 
     Of any file, or of the torch student where there is none. Without unseen domains the ID suite is taken. Corrupted
-    and cue-conflict images have tables of their own.
-
-    Args:
-        suites: those whose images may be shown.
+    and cue-conflict images have tables of their own. Images of `suites` may be shown.
     """
     rows = [row for run in raw.report.runs if (row := _worst(raw.report, run)) is not None]
     for row in rows:
@@ -48,9 +45,7 @@ def failure_items(raw: RawResults, suites: Sequence[Suite] = ()) -> Iterator[Ite
         np.add.at(confusion, (labels, predicted), 1)
         yield _matrix(row, classes, confusion)
         yield _confusions(classes, confusion)
-        order = np.argsort(-metrics.confidence(logits), kind="stable")
-        wrong = order[predicted[order] != labels[order]].tolist()
-        errors = _pictures(raw, row, wrong, suites, BUDGET_BYTES // len(rows))
+        errors = _pictures(raw, row, suites, BUDGET_BYTES // len(rows))
         if pictures := tuple(islice(errors, _ERRORS)):
             note = "At most two of each kind; the percentage is the confidence in the wrong class."
             yield Gallery("Most confident errors", pictures, note)
@@ -66,17 +61,18 @@ def _worst(report: Report, run: str) -> AccuracyRow | None:
 
 
 def _pictures(
-    raw: RawResults, row: AccuracyRow, wrong: Sequence[int], suites: Sequence[Suite], budget: int
+    raw: RawResults, row: AccuracyRow, suites: Sequence[Suite], budget: int
 ) -> Iterator[Picture]:
-    """Yield the images at the positions `wrong`, at most two of a kind."""
+    """Yield the misclassified images, the most confident first, at most two of a kind."""
     logits, labels = raw.logits(row.run, row.subject, row.suite), raw.labels(row.run, row.suite)
     classes, ids = raw.classes(row.run, row.suite), raw.ids(row.run, row.suite)
     confidence, predicted = metrics.confidence(logits), logits.argmax(axis=1)
+    order = np.argsort(-confidence, kind="stable")
     has_teacher = any(one.who == (row.run, "teacher") for one in raw.report.summary)
     teacher = raw.logits(row.run, "teacher", row.suite).argmax(axis=1) if has_teacher else None
     suite = next((s for s in suites if s.name == row.suite and s.run in (None, row.run)), None)
     kinds = Counter[tuple[int, int]]()
-    for place in wrong:
+    for place in order[predicted[order] != labels[order]].tolist():
         kind = (int(labels[place]), int(predicted[place]))
         kinds[kind] += 1
         if kinds[kind] > 2:

@@ -150,12 +150,7 @@ def section(key: str, title: str, items: Iterable[Item], tone: str = "") -> Sect
 
 
 def shown(row: BaseModel | None, keys: str) -> Cells:
-    """Return fields of a row under the headings of their metrics; a `*` stands for all metrics not named.
-
-    Args:
-        row: None gives no cells.
-        keys: names of fields, separated by spaces.
-    """
+    """Return the fields `keys` of a row under the headings of their metrics; a `*` stands for all metrics not named."""
     if row is None:
         return {}
     metrics, names = metrics_of(type(row)), keys.split()
@@ -192,12 +187,7 @@ def words(value: object) -> str:
 
 
 def table(title: str, rows: Iterable[Cells], lead: int = 0, **options: Any) -> Table:
-    """Return a table of rows; columns without any value are left out.
-
-    Args:
-        lead: the first columns that decide; 0 for all.
-        options: of `Table`.
-    """
+    """Return a table of rows without the columns that have no value; the first `lead` columns decide (0: all)."""
     found = list(rows)
     names = list(dict.fromkeys(name for row in found for name in row))
     heads = names[: options.get("heads", 1)]

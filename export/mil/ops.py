@@ -6,7 +6,6 @@ specification's names and defaults: tensors, and constants as Python or numpy va
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -95,10 +94,6 @@ def avg_pool(
     return mean(x) / mean(torch.ones_like(x)) if exclude_padding_from_average else mean(x)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.linear(x, weight, bias)
-
-
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
     x = x.transpose(-1, -2) if transpose_x else x
     return x @ (y.transpose(-1, -2) if transpose_y else y)
@@ -106,7 +101,7 @@ def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = 
 
 def attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
-) -> Tensor:  # [B, heads, N, d]
+) -> Tensor:  # [B, heads, N, d]; torch's own has no rule for vmap
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     weights: Tensor = (scores if attn_mask is None else scores + attn_mask).softmax(-1)
     return weights @ value
@@ -117,24 +112,7 @@ def layer_norm(
 ) -> Tensor:
     centred = x - x.mean(_ints(axes), keepdim=True)
     variance = centred.square().mean(_ints(axes), keepdim=True)
-    return _scaled(centred / (variance + epsilon).sqrt(), gamma, beta)
-
-
-def batch_norm(
-    x: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
-    epsilon: float = 1e-5,
-) -> Tensor:
-    shape = [1, -1] + [1] * (x.ndim - 2)
-    y = (x - mean.reshape(shape)) / (variance + epsilon).sqrt().reshape(shape)
-    scale, shift = (None if one is None else one.reshape(shape) for one in (gamma, beta))
-    return _scaled(y, scale, shift)
-
-
-def _scaled(y: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    y = centred / (variance + epsilon).sqrt()
     y = y if gamma is None else y * gamma
     return y if beta is None else y + beta
 
@@ -240,25 +218,12 @@ def _reduce(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return reduced
 
 
-def _of_x(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    def of_x(x: Tensor) -> Tensor:
-        return function(x)
-
-    return of_x
-
-
-def _of_both(function: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
-    def of_both(x: Any, y: Any) -> Tensor:
-        found: Tensor = function(x, y)
-        return found
-
-    return of_both
-
-
 OPS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
-    "add": _of_both(operator.add),
+    "add": lambda x, y: x + y,
     "avg_pool": avg_pool,
-    "batch_norm": batch_norm,
+    "batch_norm": lambda x, mean, variance, gamma=None, beta=None, epsilon=1e-5: F.batch_norm(
+        x, mean, variance, gamma, beta, eps=epsilon
+    ),
     "cast": cast,
     "clip": lambda x, alpha, beta: x.clamp(float(alpha), float(beta)),
     "concat": concat,
@@ -266,34 +231,34 @@ OPS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "dequantize": dequantize,
     "expand_dims": expand_dims,
     "gelu": gelu,
-    "identity": _of_x(lambda x: x),
+    "identity": lambda x: x,
     "layer_norm": layer_norm,
-    "linear": linear,
+    "linear": lambda x, weight, bias=None: F.linear(x, weight, bias),
     "matmul": matmul,
     "max_pool": max_pool,
     "maximum": lambda x, y: torch.maximum(x, torch.as_tensor(y, dtype=x.dtype)),
-    "mul": _of_both(operator.mul),
+    "mul": lambda x, y: x * y,
     "pad": pad,
-    "pow": _of_both(operator.pow),
+    "pow": lambda x, y: x**y,
     "quantize": quantize,
-    "real_div": _of_both(operator.truediv),
+    "real_div": lambda x, y: x / y,
     "reduce_l2_norm": _reduce(torch.linalg.vector_norm),
     "reduce_mean": _reduce(torch.mean),
     "reduce_sum": _reduce(torch.sum),
-    "relu": _of_x(torch.relu),
-    "relu6": _of_x(F.relu6),
+    "relu": lambda x: x.relu(),
+    "relu6": lambda x: F.relu6(x),
     "reshape": reshape,
     "scaled_dot_product_attention": attention,
-    "sigmoid": _of_x(torch.sigmoid),
+    "sigmoid": lambda x: x.sigmoid(),
     "sigmoid_hard": lambda x, alpha=0.2, beta=0.5: (x * float(alpha) + float(beta)).clamp(0, 1),
-    "silu": _of_x(F.silu),
+    "silu": lambda x: F.silu(x),
     "slice_by_index": slice_by_index,
     "softmax": lambda x, axis=-1: x.softmax(int(axis)),
     "split": split,
-    "sqrt": _of_x(torch.sqrt),
-    "square": _of_x(torch.square),
+    "sqrt": lambda x: x.sqrt(),
+    "square": lambda x: x.square(),
     "squeeze": squeeze,
-    "sub": _of_both(operator.sub),
+    "sub": lambda x, y: x - y,
     "thresholded_relu": lambda x, alpha=1.0: torch.where(x >= float(alpha), x, 0.0),
     "transpose": lambda x, perm: x.permute(_ints(perm)),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,19 @@ class Graph:
             self.constants[name] = self.proto.initializer[-1]
         return name
 
+    def dequantizer(
+        self, name: str, integers: NDArray[Any], scales: NDArray[Any], axis: int
+    ) -> NodeProto:
+        """Store integers, one scale for each channel along `axis`; return the node that reads them as `name/read`."""
+        parts = {
+            "integers": integers,
+            "scales": scales,
+            "zeros": np.zeros(len(scales), integers.dtype),
+        }
+        inputs = [self.add_constant(f"{name}/{part}", value) for part, value in parts.items()]
+        read = f"{name}/read"
+        return helper.make_node("DequantizeLinear", inputs, [read], read, axis=axis)
+
     def activations(self, node: NodeProto) -> list[str]:
         """Return the computed inputs of a node, in order."""
         return [name for name in node.input if name and name not in self.constants]
@@ -132,6 +145,14 @@ def channel_rows(weight: NDArray[Any], axis: int) -> NDArray[Any]:
     return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
 
 
+def as_int8(weight: NDArray[Any], scales: NDArray[Any], axis: int) -> NDArray[np.int8]:
+    """Return a weight in steps of `scales`, one for each channel along `axis`, -127 to 127."""
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    steps = np.round(weight / scales.reshape(shape))
+    return np.asarray(np.clip(steps, -127, 127), dtype=np.int8)
+
+
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of a model."""
     copy = onnx.ModelProto()
@@ -173,7 +194,11 @@ def sorted_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of `model` that computes in float16, between its uint8 input and its float32 output."""
+    """Return a copy of `model` that computes in float16, between its uint8 input and its float32 output.
+
+    Half the size. ONNX Runtime's CPU kernels convert to float32 and back, 3 to 4 times slower than FP32: the file is
+    meant for engines that compute in half precision.
+    """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     before = logging.root.manager.disable
@@ -185,29 +210,11 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     return sorted_nodes(half)  # the conversion puts the casts around a node in float at the end
 
 
-def to_fp16(fp32: Path, out: Path) -> None:
-    """Write `fp32` with half-precision weights and arithmetic; the uint8 input and the float32 logits stay.
-
-    Half the size. ONNX Runtime's CPU kernels convert to float32 and back, 3 to 4 times slower than FP32: the file is
-    meant for engines that compute in half precision.
-    """
-    model = to_half(onnx.load(fp32))
+def rewrite(source: Path, out: Path, edit: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
+    """Write an edited ONNX file to `out`, which may be `source`, if ONNX's checker takes it."""
+    model = edit(onnx.load(source))
     onnx.checker.check_model(model)
     onnx.save(model, out)
-
-
-def take_floats(path: Path) -> None:
-    """Make the ONNX file at `path` take float32 `[batch, 3, H, W]`, normalised; in place, as `with_float_input`."""
-    model = with_float_input(onnx.load(path))
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-
-
-def take_pictures(path: Path, preprocess: Preprocess) -> None:
-    """Make the ONNX file at `path` take uint8 `[batch, height, width, 3]` of any size; in place, as `with_resize`."""
-    model = with_resize(onnx.load(path), preprocess)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
 
 
 def with_resize(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:

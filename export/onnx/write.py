@@ -15,7 +15,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from edgekd.core.errors import EdgekdError
+from edgekd.core.errors import EdgekdError, first_line
 
 OPSET = 20
 """The newest opset that ONNX Runtime's and NNCF's quantizers both take."""
@@ -36,7 +36,6 @@ def export_onnx(
 
     Args:
         model: a `Deployable`; it is put in eval mode in a copy, and stays as it is.
-        output: the output's name.
         metadata: the file's `metadata_props`, and the only metadata in it: the exporter's own would carry source paths.
 
     Raises:
@@ -85,7 +84,7 @@ def to_proto(model: nn.Module, inputs: Mapping[str, Tensor], output: str) -> onn
             )
     except torch.onnx.OnnxExporterError as error:
         raise EdgekdError(
-            f"The student cannot be written as ONNX: {_first_line(error)}",
+            f"The student cannot be written as ONNX: {_cause(error)}",
             "Choose another student, or one built from common layers.",
         ) from error
     assert program is not None  # None only for the legacy exporter
@@ -153,15 +152,12 @@ def _with_plain_pooling(model: nn.Module) -> nn.Module:
     return model
 
 
-def _first_line(error: Exception) -> str:
+def _cause(error: Exception) -> str:
     """Return the innermost cause, in one line: the exporter's own message is a page of advice."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    text = next(
-        (line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__
-    )
-    return text if text.endswith(".") else text + "."
+    return f"{first_line(cause)}."
 
 
 @contextlib.contextmanager

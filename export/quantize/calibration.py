@@ -6,7 +6,6 @@ finer, one histogram per tensor. Memory does not grow with the number of images.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import scratch_folder
+from edgekd.core.machine import usable_cores
 from edgekd.export.onnx.graphs import Graph, copied
 
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
@@ -152,25 +152,6 @@ def lost_by_rounding(
     shift = lost.reshape(groups, -1, lost.shape[1]) @ means.reshape(groups, -1, 1)
     lost_by_output: NDArray[np.float64] = shift.reshape(outputs)
     return lost_by_output
-
-
-def clipped_ranges(
-    model: onnx.ModelProto,
-    calibration: NDArray[np.uint8],
-    extremes: Ranges,
-    calibrator: str,
-    *,
-    symmetric: bool,
-) -> Ranges:
-    """Return `extremes` as `calibrator` narrows them, from a second pass over the images; `minmax` leaves them.
-
-    Args:
-        symmetric: whether the file spreads its steps evenly to both sides of 0.
-    """
-    if calibrator == "minmax":
-        return extremes
-    counts = histograms(model, calibration, extremes)
-    return narrowed(counts, extremes, calibrator, symmetric=symmetric)
 
 
 def narrowed(
@@ -317,9 +298,7 @@ def _run(
     """Yield the tensors `wanted` of `model`, batch by batch."""
     options = onnxruntime.SessionOptions()
     # Every core, but no spinning: with a busy neighbour, waiting threads that spin cost minutes.
-    options.intra_op_num_threads = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    )
+    options.intra_op_num_threads = usable_cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     with scratch_folder() as folder:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 from onnx import NodeProto
+from scipy.cluster.hierarchy import DisjointSet
 
 from edgekd.export.onnx.graphs import Graph, attribute, replace_nodes, set_attribute
 
@@ -31,11 +32,7 @@ _SAME_CHANNELS = (
 
 
 def integer_form(model: onnx.ModelProto, *, padded: bool = True) -> onnx.ModelProto:
-    """Return a copy of `model`, an FP32 file, in the form that int8 kernels run fast.
-
-    Args:
-        padded: whether depthwise convolutions get zero channels.
-    """
+    """Return a copy of `model`, an FP32 file, in the form that int8 kernels run fast; `padded` with zero channels."""
     copy = _pooled(model)
     if padded and _pad_depthwise(copy):
         del copy.graph.value_info[:]
@@ -74,51 +71,48 @@ def _pooled(original: onnx.ModelProto) -> onnx.ModelProto:
 
 def _pad_depthwise(model: onnx.ModelProto) -> bool:
     """Pad channels around depthwise convolutions to multiples of `LANES`, in place; return whether any were."""
-    graph, group = Graph(model), _Groups()
-    for name in (*graph.outputs, *(one.name for one in model.graph.input)):
-        group.fix(name)
+    graph = Graph(model)
+    pairs: list[tuple[str, str]] = []
+    fixed = {*graph.outputs, *(one.name for one in model.graph.input)}
     for node in model.graph.node:
-        _join(graph, node, group)
+        joined, left = _same_channels(graph, node)
+        pairs += [(joined[0], name) for name in joined[1:]]
+        fixed.update(left)
+    group = DisjointSet({*fixed, *(name for pair in pairs for name in pair)})
+    for pair in pairs:
+        group.merge(*pair)
+    fixed = {group[name] for name in fixed}
     wanted: dict[str, int] = {}
     for node in model.graph.node:
-        if _is_depthwise(graph, node):
+        if _is_depthwise(graph, node) and group[node.input[0]] not in fixed:
             channels = graph.shape(node.input[1])[0]
-            root = group.root(node.input[0])
-            if channels % LANES and not group.is_fixed(root):
-                wanted[root] = -channels % LANES
+            if channels % LANES:
+                wanted[group[node.input[0]]] = -channels % LANES
     for node in model.graph.node:
         if node.op_type == "Conv":
             before, after = (
-                wanted.get(group.root(name), 0) for name in (node.input[0], node.output[0])
+                wanted.get(group[name], 0) if name in group else 0
+                for name in (node.input[0], node.output[0])
             )
             _pad_conv(graph, node, before, after)
     return bool(wanted)
 
 
-def _join(graph: Graph, node: NodeProto, group: _Groups) -> None:
-    """Record which of a node's tensors have the same channels, and which cannot get more of them."""
+def _same_channels(graph: Graph, node: NodeProto) -> tuple[list[str], list[str]]:
+    """Return which of a node's tensors have the same channels, and which cannot get more of them."""
     data = graph.activations(node)
     if node.op_type in _SAME_CHANNELS:
-        group.join(node.input[0], node.output[0])
-    elif node.op_type in ("Add", "Mul") and len(data) == 2 and _same_channels(graph, data):
-        group.join(data[0], data[1])
-        group.join(data[0], node.output[0])
-    elif node.op_type == "Conv" and node.input[1] in graph.constants:
-        shared = any(len(graph.readers[name]) > 1 for name in node.input[1:])
-        depthwise = _is_depthwise(graph, node)
-        if depthwise:
-            group.join(node.input[0], node.output[0])
-        if shared or not (depthwise or attribute(node, "group", 1) == 1):
-            group.fix(node.input[0])
-            group.fix(node.output[0])
-    else:
-        for name in (*data, *node.output):
-            group.fix(name)
-
-
-def _same_channels(graph: Graph, names: list[str]) -> bool:
-    shapes = [graph.shape(name) for name in names]
-    return all(len(shape) == 4 for shape in shapes) and shapes[0][1] == shapes[1][1] > 0
+        return [node.input[0], node.output[0]], []
+    if node.op_type in ("Add", "Mul") and len(data) == 2:
+        shapes = [graph.shape(name) for name in data]
+        if all(len(shape) == 4 for shape in shapes) and shapes[0][1] == shapes[1][1] > 0:
+            return [*data, node.output[0]], []
+    if node.op_type != "Conv" or node.input[1] not in graph.constants:
+        return [], [*data, *node.output]
+    ends, depthwise = [node.input[0], node.output[0]], _is_depthwise(graph, node)
+    shared = any(len(graph.readers[name]) > 1 for name in node.input[1:])
+    fixed = shared or not (depthwise or attribute(node, "group", 1) == 1)
+    return (ends if depthwise else []), (ends if fixed else [])
 
 
 def _is_depthwise(graph: Graph, node: NodeProto) -> bool:
@@ -140,29 +134,3 @@ def _pad_conv(graph: Graph, node: NodeProto, before: int, after: int) -> None:
         graph.set_value(node.input[2], np.pad(graph.value(node.input[2]), (0, after)))
     if depthwise:
         set_attribute(node, "group", weight.shape[0] + after)
-
-
-class _Groups:
-    """Tensors that share their channels: a union-find, where a group can be fixed."""
-
-    def __init__(self) -> None:
-        self._parent: dict[str, str] = {}
-        self._fixed: set[str] = set()
-
-    def root(self, name: str) -> str:
-        while (parent := self._parent.get(name, name)) != name:
-            name = parent
-        return name
-
-    def join(self, one: str, other: str) -> None:
-        a, b = self.root(one), self.root(other)
-        if a != b:
-            self._parent[a] = b
-            if a in self._fixed:
-                self._fixed.add(b)
-
-    def fix(self, name: str) -> None:
-        self._fixed.add(self.root(name))
-
-    def is_fixed(self, name: str) -> bool:
-        return self.root(name) in self._fixed

@@ -21,8 +21,9 @@ from edgekd.export.quantize.calibration import (
     Means,
     Ranges,
     check_calibration,
-    clipped_ranges,
+    histograms,
     lost_by_rounding,
+    narrowed,
     observe,
     touched,
 )
@@ -96,8 +97,10 @@ class OnnxScheme(Scheme[Calibrated]):
         averaged = averaged_inputs(graph, in_float)
         extremes, means = observe(model, images, self.observed(graph, near), averaged)
         self.check_extremes(extremes)
-        rounded = {name: extremes[name] for name in near}
-        ranges = clipped_ranges(model, images, rounded, calibrator, symmetric=self.symmetric)
+        ranges = {name: extremes[name] for name in near}
+        if calibrator != "minmax":
+            counts = histograms(model, images, ranges)
+            ranges = narrowed(counts, ranges, calibrator, symmetric=self.symmetric)
         return Calibrated(model, ranges, means, tuple(in_float), len(images), calibrator)
 
     def write(

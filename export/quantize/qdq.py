@@ -22,7 +22,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from edgekd.export.onnx.graphs import WEIGHTED_OPS, Graph, attribute, drop_unused, replace_nodes
+from edgekd.export.onnx.graphs import (
+    WEIGHTED_OPS,
+    Graph,
+    as_int8,
+    attribute,
+    drop_unused,
+    replace_nodes,
+)
 from edgekd.export.quantize.calibration import Ranges
 
 SATURATING_OPS = ("Relu", "Clip")
@@ -138,7 +145,6 @@ def quantize(model: onnx.ModelProto, ranges: Ranges, chosen: Plan, scaling: Weig
 
     Args:
         ranges: extremes of every activation that becomes bytes.
-        scaling: scales of the weights.
     """
     _Writer(model, ranges, chosen, scaling).write()
     drop_unused(model)
@@ -280,9 +286,7 @@ class _Writer:
             least = np.abs(bias) / float(self.steps[node.input[0]].scale) / 2.0**24
             scales = np.where(rows > 0, np.maximum(scales, least), np.where(least > 0, least, 1))
             scales = scales.astype(np.float32)
-        shape = [1] * weight.ndim
-        shape[axis] = -1
-        stored = np.clip(np.round(weight / scales.reshape(shape)), -127, 127).astype(np.int8)
+        stored = as_int8(weight, scales, axis)
         made.input[1] = self._constant_pair(node.input[1], stored, scales, axis)
         if bias is None:
             return
@@ -295,15 +299,6 @@ class _Writer:
         self, name: str, stored: NDArray[Any], scales: NDArray[np.float32], axis: int
     ) -> str:
         """Write integers and what reads them; several layers may share them."""
-        output = f"{name}/read"
         if f"{name}/integers" not in self.graph.constants:
-            graph = self.graph
-            inputs = [
-                graph.add_constant(f"{name}/integers", stored),
-                graph.add_constant(f"{name}/scales", scales.astype(np.float32)),
-                graph.add_constant(f"{name}/zeros", np.zeros(len(scales), stored.dtype)),
-            ]
-            self.nodes.append(
-                helper.make_node("DequantizeLinear", inputs, [output], name=output, axis=axis)
-            )
-        return output
+            self.nodes.append(self.graph.dequantizer(name, stored, scales.astype(np.float32), axis))
+        return f"{name}/read"

@@ -24,6 +24,7 @@ from edgekd.export.onnx.evaluate import onnx_evaluator
 from edgekd.export.onnx.graphs import (
     WEIGHTED_OPS,
     Graph,
+    as_int8,
     channel_rows,
     drop_unused,
     output_axis,
@@ -132,18 +133,8 @@ class TensorRtInt8(OnnxScheme):
             return
         weight = graph.value(name).astype(np.float32)
         axis, scales = self.weight_scales(node, weight)
-        shape = [1] * weight.ndim
-        shape[axis] = -1
-        integers = np.clip(np.round(weight / scales.astype(np.float32).reshape(shape)), -127, 127)
-        parts = [
-            graph.add_constant(f"{name}/integers", integers.astype(np.int8)),
-            graph.add_constant(f"{name}/scales", scales),
-            graph.add_constant(f"{name}/zeros", np.zeros(len(scales), np.int8)),
-        ]
-        read = helper.make_node(
-            "DequantizeLinear", parts, [node.input[1]], node.input[1], axis=axis
-        )
-        graph.proto.node.append(read)
+        integers = as_int8(weight, scales.astype(np.float32), axis)
+        graph.proto.node.append(graph.dequantizer(name, integers, scales, axis))
 
     def groups(self, calibrated: Calibrated) -> list[Group]:
         """Return every layer and every addition, each a group of its own."""

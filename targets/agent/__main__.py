@@ -88,7 +88,7 @@ def _able(arguments: list[str]) -> None:
 
 
 def _probe(arguments: list[str]) -> None:
-    """`probe ROOT NAME…`: versions, free space, and the SHA-256 or the partial size of each named file."""
+    """`probe ROOT NAME…`: free space, and the SHA-256 or the partial size of each named file."""
     root = Path(arguments[0])
     root.mkdir(parents=True, exist_ok=True)
     files: dict[str, Any] = {}
@@ -98,8 +98,7 @@ def _probe(arguments: list[str]) -> None:
             files[name] = sha256_file(root / name)
         elif part.is_file():
             files[name] = part.stat().st_size
-    versions, free = machine.describe()["versions"], shutil.disk_usage(root).free
-    emit(python=platform.python_version(), versions=versions, free=free, files=files)
+    emit(free=shutil.disk_usage(root).free, files=files)
 
 
 def _receive(arguments: list[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekd.core.errors import EdgekdError
+from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.readers import inside, read_object, sha256_file
 from edgekd.targets.agent.job import number, whole
 from edgekd.targets.registry import TARGETS, opener_of
@@ -98,13 +98,13 @@ def check_runtime(artifact: Mapping[str, Any]) -> Any:
     package = PACKAGES[artifact["format"]]
     try:
         opener = opener_of(artifact["format"])
-    except (ImportError, OSError) as error:
+        if hasattr(opener, "check"):
+            opener.check(artifact)
+    except (ImportError, OSError, NotHere) as error:
         raise EdgekdError(
-            f"The device's Python cannot load {package} ({error}).",
+            f"The device's Python cannot load {package} ({error.__cause__ or error}).",
             f"On the device: python3 -m pip install {package}, {OR_ANOTHER}",
         ) from error
-    if hasattr(opener, "check"):
-        opener.check(artifact)
     return opener
 
 

@@ -33,7 +33,10 @@ _CPUINFO = "/proc/cpuinfo"
 def run_group(job: Job, folder: Path, names: Sequence[str], say: Say) -> None:
     """Make the journal's entries `names`, which belong to one process."""
     kind, which, *rest = names[0].split("-")
-    with _image_file(folder.parent / job.image_file) as images:
+    path = folder.parent / job.image_file
+    with read_errors(path, "image file", "zip", "Send it again."):
+        images = zipfile.ZipFile(path)
+    with images:
         group = _Group(job, folder.parent, images, folder / "done", names, say)
         if kind == "latency":
             numbers = range(len(job.artifacts)) if which == "all" else [int(which)]
@@ -122,7 +125,7 @@ class _Group:
         self._write(arrays, facts)
 
     def end_to_end(self, n: str) -> None:
-        """Time decoding, resizing and the model with one clock."""
+        """Measure end-to-end latency, from encoded image to logits."""
         artifact, model = self._open(n, self.job.threads)
         self.say(f"end-to-end latency of {artifact.name}, {self.job.protocol.seconds:g} s")
         encoded = [_encoded(self.images, place) for place in artifact.latency_images]
@@ -200,11 +203,6 @@ def emulated() -> bool:
     except OSError:
         return False
     return "vendor_id" in text or "CPU implementer\t: 0x00" in text
-
-
-def _image_file(path: Path) -> zipfile.ZipFile:
-    with read_errors(path, "image file", "zip", "Send it again."):
-        return zipfile.ZipFile(path)
 
 
 def _encoded(images: zipfile.ZipFile, place: int) -> bytes:

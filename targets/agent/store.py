@@ -63,15 +63,23 @@ def write_step(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
     named = dict[str, Any](arrays)
     np.savez(buffer, **named, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8))
     path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path, buffer.getvalue()):
+        pass
+
+
+@contextlib.contextmanager
+def written(path: Path, data: bytes) -> Iterator[None]:
+    """Put `data` at `path` in one rename when the block ends; nothing when it raises."""
     scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         with open(scratch, "wb") as handle:
-            handle.write(buffer.getvalue())
+            handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
+        yield
         os.replace(scratch, path)
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError):
             scratch.unlink()
 
 

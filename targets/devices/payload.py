@@ -72,9 +72,9 @@ except ImportError as error:
         "The device's Python lacks a package the agent needs: %s." % error,
         "On the device: python3 -m pip install numpy pillow, and the artifact's runtime, or name a Python with them.",
     )
-for name, found, least in (("numpy", numpy.__version__, (1, 22)), ("Pillow", PIL.__version__, (10, 1))):
-    if tuple(int(part) for part in found.split(".")[:2]) < least:
-        refuse("The device has %s %s; the agent needs %d.%d or newer." % ((name, found) + least), "Update it there.")
+for name, version, least in (("numpy", numpy.__version__, (1, 22)), ("Pillow", PIL.__version__, (10, 1))):
+    if tuple(int(part) for part in version.split(".")[:2]) < least:
+        refuse("The device has %s %s; the agent needs %d.%d or newer." % ((name, version) + least), "Update it there.")
 
 from edgekd.targets.agent.__main__ import main  # noqa: E402
 
@@ -118,11 +118,7 @@ def agent_name(agent: Path) -> str:
 
 
 class ImagePack:
-    """A zip file of encoded images, stored as they are; equal images lie in it once.
-
-    Args:
-        path: file to write.
-    """
+    """A zip file of encoded images, stored as they are; equal images lie in it once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

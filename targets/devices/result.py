@@ -163,8 +163,8 @@ class ArtifactResult:
     Attributes:
         logits: float32 `[n, C]`, in the order of the job's images.
         pixels: CRC-32 of each prepared image, uint32 `[n]`.
-        model: the model's clock, one entry per process.
-        whole: the clock from encoded image to logits.
+        model: latencies of the model, one entry per process.
+        whole: end-to-end latencies, from encoded image to logits.
         prepare_ms: of each of `whole`'s samples, the part that decoding and resizing took.
         placement: which nodes ran where; None where the runtime does not report it.
         rates: one for each place of the job's grid.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import date
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,7 +16,9 @@ from edgekd.core.manifest import AnyPrecision, Input, first_problem
 from edgekd.core.readers import read_toml
 
 FOLDER = Path(__file__).parent
-_CLAIMS = ("runtime", "precisions", "threads", "compute_capability", "deployment_target", "input")
+Claim = Literal[
+    "runtime", "precisions", "threads", "compute_capability", "deployment_target", "input"
+]
 
 
 class _Frozen(BaseModel):
@@ -61,17 +63,12 @@ class Profile(_Frozen):
     deployment_target: str | None = Field(default=None, pattern=r"^(iOS|macOS)\d+$")
     """Oldest system that Core ML models for it must run on."""
     cautions: tuple[Caution, ...] = ()
-    because: dict[
-        Literal[
-            "runtime", "precisions", "threads", "compute_capability", "deployment_target", "input"
-        ],
-        str,
-    ]
+    because: dict[Claim, str]
     sources: dict[str, Source]
 
     @model_validator(mode="after")
     def _everything_has_a_source(self) -> Profile:
-        for name in _CLAIMS:
+        for name in get_args(Claim):
             if getattr(self, name) is not None and name not in self.because:
                 raise ValueError(f"{name} has no source: name one under [because]")
         for name in (*self.because.values(), *(caution.source for caution in self.cautions)):

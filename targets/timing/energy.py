@@ -61,12 +61,7 @@ class Sensor:
 
 
 class Meter:
-    """Energy between `begin` and `end`.
-
-    Args:
-        sensor: from `open_sensor`.
-        clock: seconds.
-    """
+    """Energy between `begin` and `end`; `clock` gives seconds."""
 
     def __init__(self, sensor: Sensor, clock: Callable[[], float] = time.perf_counter) -> None:
         self.sensor = sensor
@@ -112,7 +107,6 @@ def open_sensor(name: str, root: Path = Path("/")) -> Sensor:
     Args:
         name: `rapl` (Intel and AMD processors), `nvml` (NVIDIA boards), `ina` (power monitors of Jetson and other
             modules) or `battery`.
-        root: parent of `sys`.
 
     Raises:
         EdgekdError: an unknown name, a sensor that is not there, may not be read, or does not report power now.
@@ -191,15 +185,14 @@ def _battery(root: Path) -> Sensor:
                 f"The battery {supply.name} is {(status or 'in an unknown state').lower()}, so it does not feed all.",
                 "Pull the charger out and measure again.",
             )
-        # Which way a current counts as positive differs between drivers.
+        read = None  # abs(): which way a current counts as positive differs between drivers
         if (supply / "power_now").is_file():
-            return Sensor(
-                "battery", "the whole device", (Source(_number(supply / "power_now", 1e-6), False),)
-            )
-        if (supply / "current_now").is_file() and (supply / "voltage_now").is_file():
+            read = _number(supply / "power_now", 1e-6)
+        elif (supply / "current_now").is_file() and (supply / "voltage_now").is_file():
             read = _product(
                 _number(supply / "voltage_now", 1e-6), _number(supply / "current_now", 1e-6)
             )
+        if read is not None:
             return Sensor("battery", "the whole device", (Source(read, False),))
     raise _absent("battery", "no battery that reports its power in /sys/class/power_supply")
 
@@ -219,19 +212,12 @@ def _nvml() -> Sensor:
     except pynvml.NVMLError as error:
         raise EdgekdError(f"NVML finds no board ({error}).", "Look at nvidia-smi.") from error
     covers = f"board {name.decode() if isinstance(name, bytes) else name}"
+    read, counts = pynvml.nvmlDeviceGetTotalEnergyConsumption, True
     try:
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(board)
+        read(board)
     except pynvml.NVMLError:
-        return Sensor(
-            "nvml",
-            covers,
-            (Source(lambda: float(pynvml.nvmlDeviceGetPowerUsage(board)) / 1e3, False),),
-        )
-    return Sensor(
-        "nvml",
-        covers,
-        (Source(lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(board)) / 1e3, True),),
-    )
+        read, counts = pynvml.nvmlDeviceGetPowerUsage, False
+    return Sensor("nvml", covers, (Source(lambda: float(read(board)) / 1e3, counts),))
 
 
 def _absent(name: str, why: str) -> EdgekdError:

@@ -29,27 +29,6 @@ def interval_of(draws: NDArray[np.float64]) -> Interval:
     return float(low), float(high)
 
 
-def percentile_intervals(
-    samples: NDArray[np.float64],
-    blocks: NDArray[np.int64],
-    processes: NDArray[np.int64],
-    qs: Sequence[float],
-    *,
-    replicates: int = 1000,
-    seed: int = 0,
-) -> list[Interval]:
-    """Return bootstrap 95 % intervals of percentiles of latencies, in the unit of the samples.
-
-    Args:
-        samples: `[n]`.
-        blocks: `[n]`, block number of each sample, unique over all processes.
-        processes: `[n]`, process number of each sample.
-        qs: percents, 0–100.
-    """
-    draws = percentile_draws(samples, blocks, processes, qs, replicates=replicates, seed=seed)
-    return [interval_of(draws[:, column]) for column in range(len(qs))]
-
-
 def percentile_draws(
     samples: NDArray[np.float64],
     blocks: NDArray[np.int64],
@@ -59,7 +38,14 @@ def percentile_draws(
     replicates: int = 1000,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Return the bootstrap draws `[R, len(qs)]` behind `percentile_intervals`, with the same arguments."""
+    """Return bootstrap draws `[R, len(qs)]` of percentiles of latencies, in the unit of the samples.
+
+    Args:
+        samples: `[n]`.
+        blocks: `[n]`, block number of each sample, unique over all processes.
+        processes: `[n]`, process number of each sample.
+        qs: percents, 0–100.
+    """
     names, block_of = np.unique(blocks, return_inverse=True)
     process_of_block = np.zeros(len(names), dtype=np.int64)
     process_of_block[block_of] = processes
@@ -73,7 +59,6 @@ def ratio_interval(
     processes: NDArray[np.int64],
     *,
     replicates: int = 1000,
-    seed: int = 0,
 ) -> Interval:
     """Return the bootstrap 95 % interval of p50(first) / p50(second) from turns in which both were measured.
 
@@ -83,7 +68,7 @@ def ratio_interval(
         first, second: the samples of each turn.
         processes: `[turns]`, process number of each turn.
     """
-    times = _draw_blocks(processes, replicates, seed)
+    times = _draw_blocks(processes, replicates)
     medians = []
     for parts in (first, second):
         turn = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
@@ -92,12 +77,7 @@ def ratio_interval(
 
 
 def rate_interval(
-    samples_ms: NDArray[np.float64],
-    blocks: NDArray[np.int64],
-    each: int,
-    *,
-    replicates: int = 1000,
-    seed: int = 0,
+    samples_ms: NDArray[np.float64], blocks: NDArray[np.int64], each: int
 ) -> Interval:
     """Return the bootstrap 95 % interval of `each` items per sample, per second.
 
@@ -107,13 +87,13 @@ def rate_interval(
     """
     number = np.unique(blocks, return_inverse=True)[1]
     count = np.bincount(number)
-    times = _draw_blocks(np.zeros(len(count), dtype=np.int64), replicates, seed)  # [R, blocks]
+    times = _draw_blocks(np.zeros(len(count), dtype=np.int64), 1000)  # [R, blocks]
     rates = each * (times @ count) / (times @ np.bincount(number, weights=samples_ms) / 1e3)
     return interval_of(rates)
 
 
 def _draw_blocks(
-    process_of_block: NDArray[np.int64], replicates: int, seed: int
+    process_of_block: NDArray[np.int64], replicates: int, seed: int = 0
 ) -> NDArray[np.int32]:
     """Return how often each block is drawn in each replicate, `[R, blocks]`: processes first, then blocks."""
     rng = np.random.default_rng(seed)

@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 
 from edgekd.core.machine import other_work, processor_seconds
 from edgekd.targets.timing.energy import Meter
-from edgekd.targets.timing.intervals import percentile, percentile_intervals, queries_to_claim
+from edgekd.targets.timing.intervals import (
+    interval_of,
+    percentile,
+    percentile_draws,
+    queries_to_claim,
+)
 
 RunOnce = Callable[[int], object]
 Clock = Callable[[], int]
@@ -54,7 +59,7 @@ QUICK = Protocol("quick", 50, 1.0, 5.0, 128, 6.0, 60.0, 0.3, 1)
 """As long as MLPerf Mobile's rapid mode; its results are marked as indicative."""
 END_TO_END = Protocol("end to end", 50, 3.0, 30.0, 1024, 60.0, 600.0, 1.0, 1)
 END_TO_END_QUICK = Protocol("end to end, quick", 50, 0.5, 3.0, 64, 2.0, 20.0, 0.5, 1)
-"""For the clock around decoding, resizing and the model, on this machine; a device's agent takes its job's protocol."""
+"""For end-to-end latency, from encoded image to logits, on this machine; a device's agent takes its job's protocol."""
 CONTEXT = Protocol("context", 5, 0.3, 1.0, 20, 1.0, 2.5, 0.1, 1)
 """For teacher and torch student: measured in the calling process, briefly, to give the artifacts a background."""
 
@@ -246,7 +251,7 @@ def summarise(parts: Sequence[LatencySamples]) -> dict[str, Any]:
     (`intervals.queries_to_claim`).
     """
     samples, blocks, process = joined(parts)
-    p50, p90 = percentile_intervals(samples, blocks, process, (50, 90))
+    p50, p90 = map(interval_of, percentile_draws(samples, blocks, process, (50, 90)).T)
     return {
         "p50_ms": percentile(samples, 50),
         "p50_ci95_ms": list(p50),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,15 +95,18 @@ def capabilities_of(ahead: Any) -> tuple[str, ...]:
     return tuple(sorted((f"{name[:-1]}.{name[-1]}" for name in names), key=float))
 
 
-def module(name: str) -> Any | None:
+def runtime(name: str) -> Any | None:
     """Return NVIDIA's Python module, or None where it is not installed or does not load."""
-    if importlib.util.find_spec(MODULES[name]) is None:
-        return None
     try:
-        found = importlib.import_module(MODULES[name])
+        return importlib.import_module(MODULES[name])
     except (ImportError, OSError):
         return None
-    return found if hasattr(found, "OnnxParser") else None  # the runtime-only packages cannot build
+
+
+def module(name: str) -> Any | None:
+    """Return NVIDIA's Python module, or None where there is none that builds engines; some packages only run them."""
+    found = runtime(name)
+    return found if hasattr(found, "OnnxParser") else None
 
 
 @functools.cache

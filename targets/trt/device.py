@@ -16,6 +16,7 @@ from typing import Any
 
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.readers import read_object, sha256_file
+from edgekd.targets.agent.store import written
 from edgekd.targets.trt.build import MODULES, BuildError, build
 from edgekd.targets.trt.builders import Gpu, find_gpu
 
@@ -28,7 +29,7 @@ _INSTALL = "On the device: python3 -m pip install {}, or name a Python that has 
 
 
 def check_tensorrt(details: Mapping[str, Any]) -> tuple[str, Any, Gpu]:
-    """Who runs an artifact's engine on this device: builder's name, its module, the GPU.
+    """Return who runs an artifact's engine on this device: builder's name, its module, the GPU.
 
     Args:
         details: of `artifact.json`; those of an artifact with an engine name its `builder`, `builder_version` and
@@ -112,14 +113,15 @@ def ready_engine(
     # An engine without the note that belongs to it would pass for somebody else's: at no moment is there one.
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
-    _replace(folder / ABOUT_FILE, json.dumps(about))
+    with written(folder / ABOUT_FILE, json.dumps(about).encode()):
+        pass
     os.replace(scratch, path)
     say(f"engine of {artifact['name']}: {len(plan) / 1e6:.1f} MB, built in {seconds:g} s")
     return about
 
 
 def _runtime(details: Mapping[str, Any]) -> tuple[str, Any]:
-    """The module that built the engine, or the first that can build one."""
+    """Return the module that built the engine, or the first that can build one."""
     builder = details.get("builder")
     if builder is not None and builder not in MODULES:
         raise EdgekdError(f"{builder} is no builder of engines.", "Copy the artifact again.")
@@ -147,12 +149,6 @@ def _about(folder: Path) -> dict[str, Any]:
         return read_object(folder / ABOUT_FILE, "note about the engine")
     except EdgekdError:
         return {}
-
-
-def _replace(path: Path, text: str) -> None:
-    scratch = path.with_name(path.name + ".part")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
 
 
 def refuse_mismatch(details: Mapping[str, Any], gpu: Gpu, version: str) -> None:

@@ -297,20 +297,6 @@ def test_train_hands_over_what_was_given_and_nothing_else(
     }  # fmt: skip
 
 
-def test_real_process(tmp_path: Path) -> None:
-    """Once as a user runs it: exit code, nothing on stdout, two lines on stderr."""
-    environment = {**os.environ, "EDGEKD_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "edgekd.cli", "export", "runs/nothing", "--target", "onnx"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    error, hint = done.stderr.splitlines()
-    assert error.startswith('error: There is no target "onnx".')
-    assert hint.startswith("hint:  ")
-
-
 @pytest.mark.parametrize(
     "words", ["train --data", "train --out", "train --teacher", "export", "verify", "report"]
 )

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_fakes import SHORT, fake_measurements, four_subjects, id_and_ood, paint_images
+from benchmark_fakes import four_measured, id_and_ood, paint_images
 from browser import CHROMIUM, open_page
 from test_page import Elements
 
 import edgekd
-from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.report.comparison import (
     against,
     differences,
@@ -22,20 +21,7 @@ from edgekd.benchmark.report.comparison import (
     reference,
     write_comparison,
 )
-from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
-
-
-def measure(place: Path, run: str, *, every: int, suites: list[Suite] | None = None) -> Path:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        fake_measurements(
-            monkeypatch, {f"{run}/onnxruntime-{kind}": 2.0 for kind in ("fp32", "int8")}
-        )
-        run_benchmark(
-            four_subjects(place / run, run=run, sketch_every=every), suites or id_and_ood(paint_images()),
-            place / run / "benchmark", speed=SHORT,
-        )  # fmt: skip
-    return place / run
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +29,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three runs: the first two on the same images, the third on fewer."""
     place = tmp_path_factory.mktemp("across")
     fewer = [replace(suite, indices=suite.indices[:-6]) for suite in id_and_ood(paint_images())]
-    return [
-        measure(place, "one", every=3),
-        measure(place, "two", every=5),
-        measure(place, "three", every=3, suites=fewer),
-    ]
+    runs = (("one", 3, None), ("two", 5, None), ("three", 3, fewer))
+    for run, every, suites in runs:
+        four_measured(place / run, run=run, sketch_every=every, suites=suites)
+        (place / run / "out").rename(place / run / "benchmark")
+    return [place / run for run, *_ in runs]
 
 
 def test_same_images_stand_together_and_the_teacher_once(runs: list[Path]) -> None:

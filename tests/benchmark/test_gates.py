@@ -3,15 +3,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmark_fakes import SHORT, fake_measurements, four_subjects, id_and_ood, paint_images
+from benchmark_fakes import (
+    fake_measurements,
+    four_measured,
+    four_subjects,
+    id_and_ood,
+    paint_images,
+)
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.gates import (
-    METRICS,
-    evaluate,
-    parse_gate,
-    parse_gates,
-)
+from edgekd.benchmark.gates import METRICS, evaluate, parse_gate, parse_gates
 from edgekd.benchmark.report.recommend import (
     check_recommendation,
     pareto,
@@ -28,14 +29,8 @@ from edgekd.core.errors import EdgekdError, GateFailed
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     # In domain and on both unseen domains: torch and FP32 are wrong on every third image, INT8 on every second.
-    folder = tmp_path_factory.mktemp("gates")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
-        gates = parse_gates(["ood_avg_drop<=1.5", "p90_ms<=20"])
-        subjects = four_subjects(folder, sketch_every=3)
-        return run_benchmark(
-            subjects, id_and_ood(paint_images()), folder / "out", speed=SHORT, gates=gates
-        )
+    gates = parse_gates(["ood_avg_drop<=1.5", "p90_ms<=20"])
+    return four_measured(tmp_path_factory.mktemp("gates"), gates=gates)
 
 
 def value_of(report: Report, expression: str, artifact: str = "onnxruntime-int8") -> float | None:
@@ -166,11 +161,8 @@ def test_every_name_makes_a_gate(report: Report) -> None:
 @pytest.fixture(scope="module")
 def recommended(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """FP32 at 2 ms and INT8 at 3 ms."""
-    folder = tmp_path_factory.mktemp("measured")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
-        gates, suites = parse_gates(["p90_ms<=2.5"]), id_and_ood(paint_images())
-        return run_benchmark(four_subjects(folder), suites, folder / "report", gates=gates)
+    gates = parse_gates(["p90_ms<=2.5"])
+    return four_measured(tmp_path_factory.mktemp("measured"), sketch_every=2, gates=gates)
 
 
 def changed(report: Report, **rows: dict[str, object]) -> Report:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from device_fakes import BRIEF
+from device_fakes import BRIEF, plant
 
 from edgekd.benchmark.measure.local import measure_artifacts
 from edgekd.core.errors import EdgekdError
@@ -51,9 +50,7 @@ sys.modules["edgekd.targets.agent.model"] = module
 
 @pytest.fixture(autouse=True)
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "planted").mkdir()
-    (tmp_path / "planted" / "sitecustomize.py").write_text(PLANTED)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"), prepend=os.pathsep)
+    plant(monkeypatch, tmp_path / "planted", "sitecustomize", PLANTED)
 
 
 def measured(

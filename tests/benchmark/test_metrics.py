@@ -159,14 +159,17 @@ def test_percentile_is_a_real_sample() -> None:
     assert intervals.percentile(samples, 91) == 10.0
 
 
+def _intervals(*data: object, replicates: int = 1000) -> list[tuple[float, float]]:
+    draws = intervals.percentile_draws(*data, replicates=replicates)  # type: ignore[arg-type]
+    return [intervals.interval_of(column) for column in draws.T]
+
+
 def test_interval_covers_the_true_median_of_independent_samples() -> None:
     covered = 0
     for trial in range(100):
         samples = np.random.default_rng(trial).exponential(size=600)
         blocks = np.arange(600) // 10
-        [(low, high)] = intervals.percentile_intervals(
-            samples, blocks, np.zeros(600, int), (50,), replicates=300
-        )
+        [(low, high)] = _intervals(samples, blocks, np.zeros(600, int), (50,), replicates=300)
         covered += low <= math.log(2) <= high
     assert covered >= 88
 
@@ -174,7 +177,7 @@ def test_interval_covers_the_true_median_of_independent_samples() -> None:
 def test_interval_width_matches_the_asymptotic_standard_error() -> None:
     samples = np.random.default_rng(1).normal(size=20_000)
     blocks = np.arange(20_000) // 50
-    half, ninety = intervals.percentile_intervals(samples, blocks, np.zeros(20_000, int), (50, 90))
+    half, ninety = _intervals(samples, blocks, np.zeros(20_000, int), (50, 90))
     for (low, high), q, density in ((half, 0.5, 0.39894), (ninety, 0.9, 0.17550)):
         standard_error = math.sqrt(q * (1 - q) / 20_000) / density
         assert (high - low) == pytest.approx(2 * 1.96 * standard_error, rel=0.25)
@@ -184,10 +187,8 @@ def test_drift_between_blocks_widens_the_interval() -> None:
     rng = np.random.default_rng(2)
     drifting = np.repeat(rng.normal(10, 1, size=40), 50) + rng.normal(0, 0.1, size=2000)
     one = np.zeros(2000, int)
-    [(low, high)] = intervals.percentile_intervals(drifting, np.arange(2000) // 50, one, (50,))
-    [(naive_low, naive_high)] = intervals.percentile_intervals(
-        drifting, np.arange(2000), one, (50,)
-    )
+    [(low, high)] = _intervals(drifting, np.arange(2000) // 50, one, (50,))
+    [(naive_low, naive_high)] = _intervals(drifting, np.arange(2000), one, (50,))
     assert high - low > 3 * (naive_high - naive_low)
 
 
@@ -197,7 +198,7 @@ def test_processes_are_drawn_before_blocks() -> None:
         [rng.normal(level, 0.01, size=400) for level in (10.0, 11.0, 12.0, 13.0, 14.0)]
     )
     process = np.repeat(np.arange(5), 400)
-    [(low, high)] = intervals.percentile_intervals(samples, np.arange(2000) // 20, process, (50,))
+    [(low, high)] = _intervals(samples, np.arange(2000) // 20, process, (50,))
     assert low < 11.1
     assert high > 12.9
 

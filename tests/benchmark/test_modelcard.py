@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from benchmark_fakes import SHORT, fake_measurements, four_subjects, id_and_ood, paint_images
+from benchmark_fakes import four_measured
 from huggingface_hub import ModelCard
 from test_page import ARTIFACT, FACTS
 
-from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.report.answers import notes
 from edgekd.benchmark.report.modelcard import model_card
 from edgekd.benchmark.results.storage import read_report
@@ -21,13 +20,8 @@ from edgekd.benchmark.results.storage import read_report
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("card")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
-        context = {"runs": [FACTS | {"name": "r"}], "artifacts": [ARTIFACT | {"run": "r"}]}
-        run_benchmark(four_subjects(place, sketch_every=3), id_and_ood(paint_images()), place / "out", speed=SHORT,
-                      context=context)  # fmt: skip
-    return place / "out"
+    context = {"runs": [FACTS | {"name": "r"}], "artifacts": [ARTIFACT | {"run": "r"}]}
+    return four_measured(tmp_path_factory.mktemp("card"), context=context).folder
 
 
 def test_model_index_has_the_numbers_of_the_report(folder: Path) -> None:

@@ -16,7 +16,6 @@ from browser import CHROMIUM, open_page
 from matplotlib.figure import Figure
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.report import charts
 from edgekd.benchmark.report.answers import findings, notes, verdict
 from edgekd.benchmark.report.charts import DARK, LIGHT, Point, accuracy_figure, front
@@ -29,7 +28,6 @@ from edgekd.benchmark.report.sections import Gallery, Table
 from edgekd.benchmark.report.write import print_report
 from edgekd.benchmark.results.schema import GateRow, Report
 from edgekd.benchmark.results.storage import RawResults, read_results
-from edgekd.core.files import csv_text
 
 EVIL = ("<script>alert(1)</script>", "dog & 'co'", 'fish" onload="x')
 
@@ -231,18 +229,6 @@ def test_thumbnails_are_small_few_and_optional(kept: RawResults, html: str) -> N
     assert gallery.pictures[0].name in without
 
 
-def test_reliability_agrees_with_ece() -> None:
-    rng = np.random.default_rng(0)
-    logits, labels = rng.normal(size=(500, 4)).astype(np.float32), rng.integers(0, 4, 500)
-    found = metrics.reliability(logits, labels)
-    filled = found.count > 0
-    again = (
-        found.count[filled] / 500 * np.abs(found.accuracy[filled] - found.confidence[filled])
-    ).sum()
-    assert found.ece == pytest.approx(again) == pytest.approx(metrics.ece(logits, labels))
-    assert found.count.sum() == 500
-
-
 def test_front_keeps_what_nothing_beats(kept: RawResults) -> None:
     row = next(one for one in kept.report.summary if one.kind == "artifact")
     time = kept.report.time(row)
@@ -378,11 +364,6 @@ def test_hostile_names_in_every_form(
     plain = " ".join(name.split()).replace("\x1b", "\\x1b")
     assert front["model-index"][0]["name"][:3] == plain[:3]
     assert list(Elements(page).named("script")) == []
-
-
-def test_csv_holds_no_formula() -> None:
-    rows = [("=1+1", "+x", "-y", "@z", "plain", -1.5, 'say "a, b"')]
-    assert csv_text(rows) == '\'=1+1,\'+x,\'-y,\'@z,plain,-1.5,"say ""a, b"""\n'
 
 
 @pytest.fixture(scope="module")

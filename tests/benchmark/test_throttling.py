@@ -24,19 +24,22 @@ from edgekd.targets.timing import energy
 from edgekd.targets.timing.energy import Meter, Sensor, Source, open_sensor
 from edgekd.targets.timing.stopwatch import LatencySamples, Protocol, measure, measure_interleaved
 
+
+def write(root: Path, place: str, **files: str) -> Path:
+    """Write files of /sys, in a folder of it."""
+    folder = root / "sys" / place
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text + "\n")
+    return folder
+
+
 NOTHING = {
     "temperature_c": None,
     "throttle_count": None,
     "throttle_flags": None,
     "power_mode": None,
 }
-
-
-def put_files(root: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        path = root / "sys" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
 
 
 def tool(folder: Path, name: str, text: str) -> None:
@@ -49,17 +52,16 @@ def tool(folder: Path, name: str, text: str) -> None:
 def test_an_x86_machine_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     cpu = "devices/system/cpu"
-    put_files(tmp_path, {
-        f"{cpu}/cpu0/cpufreq/scaling_cur_freq": "2400123",
-        f"{cpu}/cpu0/thermal_throttle/core_throttle_count": "3",
-        f"{cpu}/cpu0/thermal_throttle/package_throttle_count": "10",
-        f"{cpu}/cpu0/thermal_throttle/core_throttle_total_time_ms": "999",
-        f"{cpu}/cpu1/thermal_throttle/core_throttle_count": "4",
-        "class/thermal/thermal_zone0/temp": "41000",
-        "class/thermal/thermal_zone1/temp": "67500",
-        "class/thermal/thermal_zone2/temp": "",
-        "firmware/acpi/platform_profile": "balanced",
+    write(tmp_path, cpu, **{
+        "cpu0/cpufreq/scaling_cur_freq": "2400123",
+        "cpu0/thermal_throttle/core_throttle_count": "3",
+        "cpu0/thermal_throttle/package_throttle_count": "10",
+        "cpu0/thermal_throttle/core_throttle_total_time_ms": "999",
+        "cpu1/thermal_throttle/core_throttle_count": "4",
     })  # fmt: skip
+    for zone, heat in enumerate(("41000", "67500", "")):
+        write(tmp_path, f"class/thermal/thermal_zone{zone}", temp=heat)
+    write(tmp_path, "firmware/acpi", platform_profile="balanced")
     found = machine.state(tmp_path)
     found.pop("load_average")
     assert found == {"cpu_mhz": 2400, "temperature_c": 67.5, "throttle_count": 17, "throttle_flags": None,
@@ -110,27 +112,16 @@ def test_what_was_so_before_is_not_noted() -> None:
 RULE = Protocol("quick", 5, 0.0, 1.0, 10, 0.5, 10.0, 0.1, 1)
 
 
-def put(root: Path, **files: str) -> None:
-    for name, text in files.items():
-        path = root / name.replace("__", "/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
-
-
-def write(root: Path, place: str, **files: str) -> Path:
-    folder = root / "sys" / place
-    put(folder, **files)
-    return folder
-
-
 class Time:
     """Seconds that pass only when somebody says so."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    now = 0.0
 
     def __call__(self) -> float:
         return self.now
+
+    def nanoseconds(self) -> int:
+        return round(1e9 * self.now)
 
     def pass_(self, seconds: float) -> None:
         self.now += seconds
@@ -141,30 +132,18 @@ def test_rapl_adds_packages_and_memory_and_unwraps_counters(
 ) -> None:
     first = write(tmp_path, "class/powercap/intel-rapl:0", name="package-0", energy_uj="9000000",
                   max_energy_range_uj="10000000")  # fmt: skip
-    write(
-        tmp_path,
-        "class/powercap/intel-rapl:0:0",
-        name="core",
-        energy_uj="1",
-        max_energy_range_uj="10000000",
-    )
     dram = write(tmp_path, "class/powercap/intel-rapl:0:1", name="dram", energy_uj="500000",
                  max_energy_range_uj="10000000")  # fmt: skip
-    write(
-        tmp_path,
-        "class/powercap/intel-rapl:1",
-        name="psys",
-        energy_uj="1",
-        max_energy_range_uj="10000000",
-    )
+    for zone, name in (("0:0", "core"), ("1", "psys")):
+        write(tmp_path, f"class/powercap/intel-rapl:{zone}", name=name, energy_uj="1")
     sensor = open_sensor("rapl", tmp_path)
     assert sensor.covers == "processor: package-0, dram of intel-rapl:0:1"
     clock = Time()
     meter = Meter(sensor, clock)
     meter.begin()
     clock.pass_(2.0)
-    put(first, energy_uj="2000000")  # 9 J → 10 J = 0 J → 2 J
-    put(dram, energy_uj="750000")
+    (first / "energy_uj").write_text("2000000")  # 9 J → 10 J = 0 J → 2 J
+    (dram / "energy_uj").write_text("750000")
     assert meter.end() == (pytest.approx(3.25), 2.0)
 
 
@@ -172,21 +151,15 @@ def test_jetson_rails(tmp_path: Path) -> None:
     rails = {"in1_label": "VDD_IN", "in1_input": "5000", "curr1_input": "1200", "in2_label": "VDD_SOC",
              "in2_input": "5000", "curr2_input": "300"}  # fmt: skip
     folder = write(tmp_path, "class/hwmon/hwmon3", name="ina3221", **rails)
-    write(
-        tmp_path,
-        "class/hwmon/hwmon0",
-        name="coretemp",
-        in1_label="VDD_IN",
-        in1_input="1",
-        curr1_input="1",
-    )
+    other = {"name": "coretemp", "in1_label": "VDD_IN", "in1_input": "1", "curr1_input": "1"}
+    write(tmp_path, "class/hwmon/hwmon0", **other)
     sensor = open_sensor("ina", tmp_path)
     assert sensor.covers == "rail VDD_IN"
     clock = Time()
     meter = Meter(sensor, clock)
     meter.begin()
     clock.pass_(2.0)
-    put(folder, curr1_input="2000")
+    (folder / "curr1_input").write_text("2000")
     assert meter.end() == (
         pytest.approx((6.0 + 10.0) / 2 * 2.0),
         2.0,
@@ -205,7 +178,7 @@ def test_a_battery_only_while_it_feeds_the_device(tmp_path: Path) -> None:
                    voltage_now="3850000")  # fmt: skip
     write(tmp_path, "class/power_supply/AC", type="Mains")
     assert open_sensor("battery", tmp_path).sources[0].read() == pytest.approx(0.4 * 3.85)
-    put(folder, status="Charging")
+    (folder / "status").write_text("Charging")
     with pytest.raises(EdgekdError, match="BAT0 is charging"):
         open_sensor("battery", tmp_path)
 
@@ -268,16 +241,11 @@ def test_idle_power_and_the_energy_of_the_measured_blocks_alone() -> None:
     meter = steady(3.0, clock)
     meter.rest(2.0, clock.pass_)
     assert meter.idle_w == pytest.approx(3.0)
-    samples = measure(
-        lambda _: clock.pass_(0.02), RULE, clock=lambda: round(clock.now * 1e9), meter=meter
-    )
+    samples = measure(lambda _: clock.pass_(0.02), RULE, clock=clock.nanoseconds, meter=meter)
     # The warm-up is outside: 0.5 s measured in blocks of 0.1 s, at 3 W.
     assert samples.metered_s == pytest.approx(0.02 * len(samples.samples_ms))
     assert samples.joules == pytest.approx(3.0 * samples.metered_s)
-    assert (
-        measure(lambda _: clock.pass_(0.02), RULE, clock=lambda: round(clock.now * 1e9)).joules
-        is None
-    )
+    assert measure(lambda _: clock.pass_(0.02), RULE, clock=clock.nanoseconds).joules is None
 
 
 def test_models_that_take_turns_get_their_own_energy() -> None:
@@ -295,7 +263,7 @@ def test_models_that_take_turns_get_their_own_energy() -> None:
     found = measure_interleaved(
         {"a": model(0.02, 5.0), "b": model(0.05, 2.0)},
         RULE,
-        clock=lambda: round(clock.now * 1e9),
+        clock=clock.nanoseconds,
         meter=meter,
     )
     for name, joules_each in (("a", 0.1), ("b", 0.1)):
@@ -323,13 +291,8 @@ def test_the_agent_reads_the_declared_sensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A latency step in this process: a battery at 2 W, so every image takes 2 W times its time."""
-    write(
-        tmp_path,
-        "class/power_supply/BAT0",
-        type="Battery",
-        status="Discharging",
-        power_now="2000000",
-    )
+    battery = {"type": "Battery", "status": "Discharging", "power_now": "2000000"}
+    write(tmp_path, "class/power_supply/BAT0", **battery)
     monkeypatch.setattr(steps, "open_sensor", lambda name: open_sensor(name, tmp_path))
     monkeypatch.setattr(Meter, "rest", lambda meter: setattr(meter, "idle_w", 0.5))
     rule = Protocol("quick", 5, 0.0, 0.1, 10, 0.05, 1.0, 0.01, 1)

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_fakes import (
-    subject,
-)
+from benchmark_fakes import subject
+from device_fakes import plant
 
 import edgekd
 from edgekd.benchmark.measure import timings
@@ -53,18 +51,15 @@ def speed(*batches: int, threads: tuple[int, ...] = ()) -> SpeedOptions:
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "planted").mkdir()
-    (tmp_path / "planted" / "sitecustomize.py").write_text(PLANTED)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"), prepend=os.pathsep)
-    brief = replace(
-        timings.RATE_QUICK,
-        warmup_runs=4,
-        warmup_s=0.01,
-        warmup_limit_s=0.1,
-        seconds=0.2,
-        block_s=0.02,
-    )
-    monkeypatch.setattr(timings, "RATE_QUICK", brief)
+    plant(monkeypatch, tmp_path / "planted", "sitecustomize", PLANTED)
+    brief = {
+        "warmup_runs": 4,
+        "warmup_s": 0.01,
+        "warmup_limit_s": 0.1,
+        "seconds": 0.2,
+        "block_s": 0.02,
+    }
+    monkeypatch.setattr(timings, "RATE_QUICK", replace(timings.RATE_QUICK, **brief))
 
 
 @pytest.mark.usefixtures("planted")

@@ -134,21 +134,18 @@ def added(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_class_is_added_to_a_file_of_onnx_runtime(
-    fp32: Path, tmp_path: Path, precision: str
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_a_class_is_added_to_a_file(
+    fp32: Path, tmp_path: Path, target: str, precision: str
 ) -> None:
-    export(tmp_path / "a", "onnxruntime", precision, fp32_path=fp32 / "model.onnx")
-    added(tmp_path / "a", tmp_path)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_class_is_added_to_a_file_of_openvino(fp32: Path, tmp_path: Path, precision: str) -> None:
-    openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
-    export(tmp_path / "a", "openvino", precision, fp32_path=fp32 / "model.onnx")
-    nodes = openvino.Core().read_model(tmp_path / "a" / "model.xml").get_ordered_ops()
-    *_, last = (node for node in nodes if node.get_type_name() in ("Divide", "NormalizeL2"))
-    inputs = [last.input_value(place).get_node() for place in range(last.get_input_size())]
-    assert "FakeQuantize" not in [node.get_type_name() for node in inputs], "a length in 8 bits"
+    if target == "openvino":
+        openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
+    export(tmp_path / "a", target, precision, fp32_path=fp32 / "model.onnx")
+    if target == "openvino":
+        nodes = openvino.Core().read_model(tmp_path / "a" / "model.xml").get_ordered_ops()
+        *_, last = (node for node in nodes if node.get_type_name() in ("Divide", "NormalizeL2"))
+        inputs = [last.input_value(place).get_node() for place in range(last.get_input_size())]
+        assert "FakeQuantize" not in [node.get_type_name() for node in inputs], "a length in 8 bits"
     added(tmp_path / "a", tmp_path)
     classifies(tmp_path / "a", tmp_path)
 

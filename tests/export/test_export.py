@@ -214,19 +214,12 @@ def test_normalising_by_hand() -> None:
 
 
 @pytest.fixture(scope="module")
-def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pixels") / "a"
-    export(build(), folder, "fp32")
-    return folder
+def floats(fp32: Path) -> Path:
+    float_file(fp32.with_name("floats"), fp32_path=fp32 / "model.onnx")
+    return fp32.with_name("floats")
 
 
-@pytest.fixture(scope="module")
-def floats(pixels: Path) -> Path:
-    float_file(pixels.with_name("b"), fp32_path=pixels / "model.onnx")
-    return pixels.with_name("b")
-
-
-def test_the_file_takes_what_other_programs_feed(floats: Path, pixels: Path) -> None:
+def test_the_file_takes_what_other_programs_feed(floats: Path, fp32: Path) -> None:
     artifact = read_artifact(floats)
     [taken] = artifact.inputs
     assert (taken.name, taken.dtype, taken.shape) == ("image", "float32", ("batch", 3, 32, 32))
@@ -240,7 +233,7 @@ def test_the_file_takes_what_other_programs_feed(floats: Path, pixels: Path) -> 
     expected = torch_logits(build(), IMAGES)
     assert share_of_range(runtime.run(None, {"image": by_hand(IMAGES)})[0], expected) < 1e-5
     session = open_session(floats, threads=1)
-    assert share_of_range(session.run(IMAGES), open_session(pixels, threads=1).run(IMAGES)) < 1e-5
+    assert share_of_range(session.run(IMAGES), open_session(fp32, threads=1).run(IMAGES)) < 1e-5
     with pytest.raises(EdgekdError, match=r"takes uint8 \[B, 32, 32, 3\], not float32"):
         session.run(by_hand(IMAGES))  # type: ignore[arg-type]
     agents = open_model(floats, threads=1).run(IMAGES[:1])
@@ -250,9 +243,9 @@ def test_the_file_takes_what_other_programs_feed(floats: Path, pixels: Path) -> 
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_other_precisions_pass_parity_and_are_the_same_network(
-    pixels: Path, tmp_path: Path, target: str, precision: str
+    fp32: Path, tmp_path: Path, target: str, precision: str
 ) -> None:
-    base = pixels / "model.onnx"
+    base = fp32 / "model.onnx"
     plain = export(build(), tmp_path / "plain", precision, target=target, fp32_path=base)
     floats = float_file(tmp_path / "floats", precision, target, fp32_path=base)
     assert floats.parity["passed"] is True
@@ -268,10 +261,10 @@ def test_other_precisions_pass_parity_and_are_the_same_network(
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("int8", 0.05)])
 def test_openvino_takes_floats(
-    pixels: Path, tmp_path: Path, precision: str, tolerance: float
+    fp32: Path, tmp_path: Path, precision: str, tolerance: float
 ) -> None:
     openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
-    artifact = float_file(tmp_path / "a", precision, "openvino", fp32_path=pixels / "model.onnx")
+    artifact = float_file(tmp_path / "a", precision, "openvino", fp32_path=fp32 / "model.onnx")
     assert artifact.parity["passed"] is True
     taken = openvino.Core().read_model(tmp_path / "a" / "model.xml").input(0)
     assert str(taken.get_element_type()) == "<Type: 'float32'>"
@@ -283,12 +276,10 @@ def test_openvino_takes_floats(
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "openvino"])
-def test_an_accuracy_budget_works_for_every_target(
-    target: str, pixels: Path, tmp_path: Path
-) -> None:
+def test_an_accuracy_budget_works_for_every_target(target: str, fp32: Path, tmp_path: Path) -> None:
     if target == "openvino":
         pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
-    images, base = pictures(48, seed=3), pixels / "model.onnx"
+    images, base = pictures(48, seed=3), fp32 / "model.onnx"
     labels = torch_logits(build(), images).argmax(axis=1)
     limits = AccuracyBudget(images, labels, images, 0.0, 0.0, min_agreement=1.0)
     artifact = float_file(tmp_path / "a", "int8", target, budget=limits, fp32_path=base)

@@ -15,7 +15,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 from torch import nn
 
 from edgekd.core.errors import EdgekdError
-from edgekd.export.onnx.graphs import Graph, attribute, to_fp16
+from edgekd.export.onnx.graphs import Graph, attribute, rewrite, to_half
 from edgekd.export.quantize import calibration as calibrators
 from edgekd.export.quantize import calibration as ranges
 from edgekd.export.quantize import qdq
@@ -103,7 +103,7 @@ def test_diverged_weights_are_refused(files: tuple[Path, Path, dict], tmp_path: 
 def test_fp16_halves_the_weights_and_keeps_inputs_and_outputs(
     files: tuple[Path, Path, dict], tmp_path: Path
 ) -> None:
-    to_fp16(files[0], tmp_path / "fp16.onnx")
+    rewrite(files[0], tmp_path / "fp16.onnx", to_half)
     model = onnx.load(tmp_path / "fp16.onnx")
     types = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
     assert types == {onnx.TensorProto.FLOAT16}

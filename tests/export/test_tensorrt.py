@@ -262,10 +262,10 @@ def test_engine_without_its_package_or_without_a_gpu(
 ) -> None:
     folder = shutil.copytree(bundle, tmp_path / "copy")
     (folder / "device.engine").write_bytes(b"plan")
-    monkeypatch.setattr(tensorrt, "_module", lambda name: None)
+    monkeypatch.setattr(tensorrt, "runtime", lambda name: None)
     with pytest.raises(NotHere, match="needs the Python package tensorrt"):
         open_session(folder)
-    monkeypatch.setattr(tensorrt, "_module", lambda name: FULL)
+    monkeypatch.setattr(tensorrt, "runtime", lambda name: FULL)
     monkeypatch.setattr(tensorrt, "find_gpu", lambda: None)
     with pytest.raises(NotHere, match="needs an NVIDIA GPU"):
         open_session(folder)

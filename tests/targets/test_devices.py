@@ -13,16 +13,25 @@ import numpy as np
 import pytest
 from artifact_fakes import write_artifact
 from benchmark_fakes import ONE_THREAD, SHORT
-from device_fakes import BRIEF, artifact_subject, result_of, run_agent, two_suites, write_images
+from device_fakes import (
+    BRIEF,
+    Setting,
+    artifact_subject,
+    be_brief,
+    check_measured,
+    plant,
+    result_of,
+    run_agent,
+    two_suites,
+    write_images,
+)
 
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate.logits import predict_suite
-from edgekd.benchmark.measure import timings
 from edgekd.benchmark.measure.timings import throughput_rows
 from edgekd.benchmark.report import write
 from edgekd.benchmark.results.storage import read_report
-from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.cli import main
 from edgekd.configs.benchmark import SpeedOptions
 from edgekd.core.errors import EdgekdError
@@ -31,17 +40,11 @@ from edgekd.evaluation import gather
 from edgekd.targets.agent.messages import converse
 from edgekd.targets.devices import drive
 from edgekd.targets.devices.transports import find_device
-from edgekd.targets.timing import stopwatch
 
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
-    monkeypatch.setattr(devices, "QUICK", BRIEF)
-    monkeypatch.setattr(stopwatch, "QUICK", BRIEF)
-    monkeypatch.setattr(timings, "RATE_QUICK", replace(BRIEF, name="throughput, quick"))
-
-
-Setting = tuple[list[Subject], list[Suite]]
+    be_brief(monkeypatch)
 
 
 @pytest.fixture
@@ -78,46 +81,26 @@ def test_a_path_with_nul_from_a_device_is_one_sentence(tmp_path: Path) -> None:
         drive.receive([sys.executable, "/nowhere/x\0y"], out, 10)
 
 
-def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str) -> None:
-    """Put a module that cannot be loaded in the place of a runtime."""
-    (tmp_path / "planted").mkdir()
-    (tmp_path / "planted" / f"{runtime}.py").write_text("raise ImportError('lib is missing')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
-
-
-def check_measured(
-    found: list[Subject], subjects: list[Subject], suites: list[Suite], device: str
-) -> None:
-    """Every answer is the one given here, every process has its samples."""
-    assert [one.name for one in found] == [f"{one.name}@{device}" for one in subjects]
-    for one, original in zip(found, subjects, strict=True):
-        assert one.measured is not None
-        assert one.measured.same_pixels == 1.0
-        for n, suite in enumerate(suites):
-            [here] = predict_suite([original], suite)
-            np.testing.assert_allclose(one.measured.logits[n], here, rtol=1e-5)
-        [clock] = one.measured.result.model
-        assert (clock.provider, clock.threads) == ("CPUExecutionProvider", 1)
-        assert len(clock.samples.samples_ms) >= BRIEF.runs
-        assert clock.samples.complete
-        assert (one.measured.result.whole.samples.samples_ms > one.measured.result.prepare_ms).all()
-        assert one.measured.result.whole.peak_rss_mb is not None
-        assert 20 < one.measured.result.whole.peak_rss_mb < 1000
-
-
 def test_local_agent_gives_a_report_like_any_other(
-    setting: tuple[list[Subject], list[Suite]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subjects, suites = setting
     found = devices.on_devices(subjects, suites, ["local"], ONE_THREAD)
-    check_measured(found, subjects, suites, "local")
+    check_measured(found, setting, "local")
     assert not (cache_root() / "device").exists(), "nothing is left behind"
     monkeypatch.setattr(write, "draw_picture", lambda _, path: path.touch())
     written = run_benchmark(found, suites, tmp_path / "out", speed=SHORT)
-    assert [row.device for row in written.latency] == ["local", "local"]
+    assert {(row.device, row.provider) for row in written.latency} == {
+        ("local", "CPUExecutionProvider")
+    }
+    for one in found:
+        assert one.measured is not None
+        assert (one.measured.result.whole.samples.samples_ms > one.measured.result.prepare_ms).all()
     for row in written.latency:
         assert row.end_to_end_p50_ms is not None
         assert row.end_to_end_p50_ms > row.prepare_p50_ms > 0
+        assert row.peak_rss_mb is not None
+        assert 20 < row.peak_rss_mb < 1000
     [facts] = written.environment["devices"]
     assert facts["artifacts"]["r/fp32@local"] == {"agreement_here": 1.0, "same_pixels": 1.0}
     assert facts["emulated"] is False
@@ -126,7 +109,7 @@ def test_local_agent_gives_a_report_like_any_other(
 
 
 def test_files_that_the_agent_cannot_run_are_left_out_aloud(
-    setting: tuple[list[Subject], list[Suite]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     subjects, suites = setting
     manifest = tmp_path / "artifacts" / "other" / "artifact.json"
@@ -151,9 +134,9 @@ def test_a_runtime_that_the_device_lacks_leaves_its_artifacts_out(
     folder = tmp_path / "artifacts" / "other"
     manifest = json.loads((folder / "artifact.json").read_text()) | {"format": "openvino"}
     (folder / "artifact.json").write_text(json.dumps(manifest))
-    plant(tmp_path, monkeypatch, "openvino")
+    plant(monkeypatch, tmp_path / "planted", "openvino", "raise ImportError('lib is missing')")
     found = devices.on_devices(subjects, suites, ["local"], ONE_THREAD)
-    check_measured(found, subjects[:1], suites, "local")
+    check_measured(found, (subjects[:1], suites), "local")
     said = " ".join(capsys.readouterr().err.split())
     reason = "local: The device's Python cannot load openvino"
     assert f"other is left out: {reason} (lib is missing)." in said
@@ -181,7 +164,7 @@ def test_an_artifact_that_does_not_run_here_is_measured_all_the_same(
 
 
 def test_keep_leaves_what_need_not_be_sent_again(
-    setting: tuple[list[Subject], list[Suite]], monkeypatch: pytest.MonkeyPatch
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subjects, suites = setting
     said: list[str] = []
@@ -230,7 +213,7 @@ def test_bundle_is_carried_there_and_back(setting: Setting, tmp_path: Path) -> N
     assert quick
     rates = [rate for one in measured if one.measured for rate in one.measured.result.rates]
     assert [(rate.batch, rate.threads, rate.reason) for rate in rates] == [(2, 1, None)] * 2
-    check_measured(measured, subjects, suites, result_of(result).name)
+    check_measured(measured, setting, result_of(result).name)
     with pytest.raises(EdgekdError, match="is of other artifacts or images: r/fp32, r/other"):
         devices.from_result(subjects[:1], suites, result)
     with pytest.raises(EdgekdError, match="exists already"):
@@ -252,7 +235,7 @@ sys.exit(subprocess.run(["sh", "-c", line], env={{"HOME": {home!r}, "PATH": "/us
 
 
 def test_adb_speaks_to_termux(
-    setting: tuple[list[Subject], list[Suite]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an `adb` that runs here what it is told to run there: no Android device took part."""
     subjects, suites = setting
@@ -263,12 +246,12 @@ def test_adb_speaks_to_termux(
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
     found = devices.on_devices(subjects[:1], suites, ["adb:SERIAL1"], ONE_THREAD)
-    check_measured(found, subjects[:1], suites, "SERIAL1")
+    check_measured(found, (subjects[:1], suites), "SERIAL1")
     assert not (home / ".cache" / "edgekd-agent").exists()
 
 
 def test_no_space_is_refused_before_anything_is_sent(
-    setting: tuple[list[Subject], list[Suite]], monkeypatch: pytest.MonkeyPatch
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subjects, suites = setting
     monkeypatch.setattr(drive, "SPARE", 10**18)
@@ -289,7 +272,7 @@ def test_ssh_form_is_taken_apart() -> None:
 
 @pytest.mark.parametrize("when", ["at the first words", "with its result"])
 def test_a_device_that_sends_on_and_on_fills_nothing(
-    setting: tuple[list[Subject], list[Suite]],
+    setting: Setting,
     tmp_path: Path,
     when: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -311,9 +294,7 @@ def test_a_device_that_sends_on_and_on_fills_nothing(
         devices.on_devices(subjects[:1], suites, [device], ONE_THREAD)
 
 
-def test_a_result_for_another_rule_is_refused(
-    setting: tuple[list[Subject], list[Suite]], tmp_path: Path
-) -> None:
+def test_a_result_for_another_rule_is_refused(setting: Setting, tmp_path: Path) -> None:
     subjects, suites = setting
     line = devices.bundle(subjects[:1], suites, tmp_path / "b", ONE_THREAD)
     job = tmp_path / "b" / line.split()[3]

@@ -3,20 +3,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from artifact_fakes import write_artifact
 from benchmark_fakes import ONE_THREAD, SHORT
-from device_fakes import BRIEF, artifact_subject, run_agent, two_suites, write_images
+from device_fakes import BRIEF, artifact_subject, be_brief, run_agent, two_suites, write_images
 from trt_fakes import plant, write_trt_bundle
 
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate.logits import predict_suite
-from edgekd.benchmark.measure import timings
 from edgekd.benchmark.report import write
 from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Subject, Suite
@@ -29,7 +27,6 @@ from edgekd.targets.agent.job import Job, JobArtifact
 from edgekd.targets.agent.store import read_step
 from edgekd.targets.devices import drive
 from edgekd.targets.devices.payload import write_agent
-from edgekd.targets.timing import stopwatch
 from edgekd.targets.trt import device as trt_device
 from edgekd.targets.trt.builders import Gpu
 
@@ -41,9 +38,7 @@ def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A device with the stand-ins; the file gets a line for every engine that is built."""
     monkeypatch.setenv("PYTHONPATH", str(plant(tmp_path / "planted")))
     monkeypatch.setenv("FAKE_BUILDS", str(tmp_path / "builds"))
-    monkeypatch.setattr(devices, "QUICK", BRIEF)
-    monkeypatch.setattr(stopwatch, "QUICK", BRIEF)
-    monkeypatch.setattr(timings, "RATE_QUICK", replace(BRIEF, name="throughput, quick"))
+    be_brief(monkeypatch)
     return tmp_path / "builds"
 
 

@@ -4,9 +4,8 @@ import ast
 import dataclasses
 import importlib.util
 import json
+import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,6 @@ from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import read_artifact
 from edgekd.core.predictor import in_batches
-from edgekd.targets import bank_change
 from edgekd.targets.bank import ClassBank, read_bank, unit
 from edgekd.targets.bank_change import change_bank
 from edgekd.targets.onnxruntime import profiled_nodes
@@ -149,15 +147,6 @@ def test_no_artifact_and_no_threads_are_refused(folder: Path, tmp_path: Path) ->
         open_session(folder, threads=0)
 
 
-def test_session_needs_no_torch() -> None:
-    code = """
-import sys, edgekd.targets.session
-print([name for name in ('torch', 'timm', 'onnx', 'nncf') if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 def random_bank(classes: int, dim: int) -> ClassBank:
     vectors = unit(np.random.default_rng(classes).standard_normal((classes, dim)))
     names = tuple(f"c{number}" for number in range(classes))
@@ -261,7 +250,7 @@ def test_a_change_that_is_cut_off_changes_nothing(
         assert Path(target).name.startswith("bank-"), "the manifest must come last"
         raise OSError("power cut")
 
-    monkeypatch.setattr(bank_change.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(OSError, match="power cut"):
         change_bank(folder, add_blue)
     assert (folder / "artifact.json").read_bytes() == before
@@ -306,7 +295,6 @@ def test_every_node_of_an_onnx_artifact_is_named(tmp_path: Path) -> None:
     placement = session.placement()
     assert placement is not None
     assert (placement.provider, placement.nodes) == (CPU, {CPU: OPERATORS})
-    assert placement.counts() == {CPU: 3}
     refuse_fallback("fp32", placement)
     assert not list(tmp_path.glob("**/*.json.*"))  # the profile itself does not stay
 
@@ -327,7 +315,6 @@ def test_a_real_fallback_is_found_and_refused(tmp_path: Path) -> None:
 
 def test_a_partial_fallback_and_an_empty_profile_are_refused() -> None:
     mixed = Placement("CUDA", {"CPU": {"Resize": 1}, "CUDA": {"Conv": 3}}, "a test")
-    assert mixed.counts() == {"CUDA": 3, "CPU": 1}
     with pytest.raises(EdgekdError, match=r"1 of 4 nodes on CPU \(Resize\)"):
         refuse_fallback("x", mixed)
     with pytest.raises(EdgekdError, match="no node"):

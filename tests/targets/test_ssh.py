@@ -16,15 +16,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from artifact_fakes import write_artifact
 from benchmark_fakes import ONE_THREAD, SHORT
-from device_fakes import BRIEF, artifact_subject, two_suites, write_images
+from device_fakes import (
+    BRIEF,
+    Setting,
+    artifact_subject,
+    check_measured,
+    two_suites,
+    write_images,
+)
 
 from edgekd.benchmark import device as devices
-from edgekd.benchmark.evaluate.logits import predict_suite
-from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.targets.devices import drive
 
@@ -112,45 +116,34 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture
-def setting(tmp_path: Path) -> tuple[list[Subject], list[Suite]]:
+def setting(tmp_path: Path) -> Setting:
     images = write_images(tmp_path / "images")
     return [artifact_subject(write_artifact(tmp_path / "artifacts" / "fp32"))], two_suites(images)
 
 
-def check(found: list[Subject], subjects: list[Subject], suites: list[Suite]) -> None:
-    assert [one.name for one in found] == ["fp32@testdevice"]
-    assert found[0].measured is not None
-    for n, suite in enumerate(suites):
-        np.testing.assert_allclose(
-            found[0].measured.logits[n], predict_suite(subjects, suite)[0], rtol=1e-5
-        )
-    assert len(found[0].measured.result.model) == 1
-
-
 def test_a_device_behind_ssh(
-    server: Server, setting: tuple[list[Subject], list[Suite]], monkeypatch: pytest.MonkeyPatch
+    server: Server, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "QUICK", BRIEF)
     said: list[str] = []
     monkeypatch.setattr(drive, "say", said.append)
-    subjects, suites = setting
-    check(devices.on_devices(subjects, suites, [server.spec], ONE_THREAD), subjects, suites)
+    found = devices.on_devices(*setting, [server.spec], ONE_THREAD)
+    check_measured(found, setting, "testdevice")
     assert any("logits of r/fp32" in line for line in said)
     assert not (server.cache / "edgekd-agent").exists(), "nothing is left behind"
 
 
 def test_a_cut_connection_is_one_sentence_and_the_work_goes_on(
-    server: Server, setting: tuple[list[Subject], list[Suite]], monkeypatch: pytest.MonkeyPatch
+    server: Server, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "QUICK", replace(BRIEF, seconds=3.0, limit_s=6.0))
     said: list[str] = []
     monkeypatch.setattr(drive, "say", said.append)
-    subjects, suites = setting
     caught: list[EdgekdError] = []
 
     def measure() -> None:
         try:
-            devices.on_devices(subjects, suites, [server.spec], ONE_THREAD)
+            devices.on_devices(*setting, [server.spec], ONE_THREAD)
         except EdgekdError as error:
             caught.append(error)
 
@@ -173,7 +166,8 @@ def test_a_cut_connection_is_one_sentence_and_the_work_goes_on(
     # The same command again: nothing is sent or asked twice.
     seen: list[int] = []
     monkeypatch.setattr(drive, "_fetch", watch(drive._fetch, done / "predict-0-0.npz", seen))
-    check(devices.on_devices(subjects, suites, [server.spec], ONE_THREAD), subjects, suites)
+    found = devices.on_devices(*setting, [server.spec], ONE_THREAD)
+    check_measured(found, setting, "testdevice")
     assert not any("copying" in line or "answers" in line for line in said)
     assert seen == [answered]
     assert not (server.cache / "edgekd-agent").exists()
@@ -189,17 +183,13 @@ def watch(fetch, path: Path, seen: list[int]):  # type: ignore[no-untyped-def]
     return wrapped
 
 
-def test_a_device_without_that_python(
-    server: Server, setting: tuple[list[Subject], list[Suite]]
-) -> None:
+def test_a_device_without_that_python(server: Server, setting: Setting) -> None:
     with pytest.raises(EdgekdError, match="testdevice cannot start Python") as caught:
         devices.on_devices(*setting, ["ssh://testdevice?python=python9"], SHORT)
     assert "ssh://HOST?python=PATH" in caught.value.hint
 
 
-def test_a_device_that_is_not_there(
-    server: Server, setting: tuple[list[Subject], list[Suite]]
-) -> None:
+def test_a_device_that_is_not_there(server: Server, setting: Setting) -> None:
     server.process.terminate()
     server.process.wait()
     with pytest.raises(EdgekdError, match=r"testdevice cannot be reached .*Connection refused"):

@@ -273,7 +273,7 @@ def test_onnx_parity(task: str, tmp_path: Path) -> None:
         else ids
     )
     export_vl_onnx(student, tmp_path / "m.onnx", size=64, text_shape=asked.shape[1:], metadata={})
-    predict = open_vl(tmp_path / "m.onnx", threads=1)
+    predict = open_vl(tmp_path / "m.onnx")
     for count in (1, 3):  # the batch is dynamic
         with torch.inference_mode():
             expected = student(pictures(count), asked[:count]).numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.readers import printable, read_array
 from edgekd.targets.bank import ClassBank, read_bank
 from edgekd.targets.bank_change import add_by_images, change_bank, provenance
+from edgekd.targets.session import open_session
 
 
 def add(config: AddClassConfig) -> Artifact:
@@ -30,7 +30,8 @@ def add(config: AddClassConfig) -> Artifact:
         )
     with disk_errors(folder):
         if config.images:
-            _from_images(folder, name, config.images)
+            session = open_session(folder, spinning=False)
+            add_by_images(folder, name, config.images, session)
         else:
             bank = read_bank(folder / artifact.bank)
             if config.text_vector is not None:
@@ -50,12 +51,6 @@ def remove(folder: Path, name: str) -> Artifact:
     with disk_errors(folder):
         change_bank(folder, lambda bank: bank.without_class(name))
     return read_artifact(folder)
-
-
-def _from_images(folder: Path, name: str, images: Sequence[Path]) -> None:
-    from edgekd.targets.session import open_session
-
-    add_by_images(folder, name, images, open_session(folder, spinning=False))
 
 
 def _from_teacher(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import normalize, softmax
 
 from edgekd.core.errors import EdgekdError
@@ -16,9 +15,6 @@ from edgekd.distill.inputs.views import plain
 from edgekd.distill.models.students import fit_scale
 from edgekd.export.graph import Deployable, UnitHead
 from edgekd.targets.bank import ClassBank
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 FITTED_ON = 1024
 """Validation images at most that the factor on cosines is fitted on."""

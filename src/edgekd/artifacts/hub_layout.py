@@ -55,21 +55,15 @@ def write_run(folder: Path, run_folder: Path, repo: str) -> None:
         for path in sorted(run_folder.glob("artifacts/*/artifact.json"))
         if path.parent.suffix != ".failed"
     ]
-    if not _write_timm(folder, run_folder):
-        _write_labels(folder, run.classes)
-    _write_files(folder, artifacts)
-    write_json(folder / "preprocessor_config.json", processor(run.preprocess))
-    write_text(folder / LABELS_FILE, "".join(f"{name}\n" for name in run.classes))
+    _write_timm(folder, run_folder)
+    _write_files(folder, run, artifacts)
     write_text(folder / "README.md", _card(run, run_folder, repo, folder))
 
 
 def write_artifact(folder: Path, artifact_folder: Path, repo: str) -> None:
     """Write one exported file into the empty `folder`, for the repository `repo`."""
     artifact = read_artifact(artifact_folder)
-    _write_labels(folder, artifact.classes)
-    _write_files(folder, [artifact])
-    write_json(folder / "preprocessor_config.json", processor(artifact.preprocess))
-    write_text(folder / LABELS_FILE, "".join(f"{name}\n" for name in artifact.classes))
+    _write_files(folder, artifact, [artifact])
     about = f"{len(artifact.classes)} classes; {artifact.target}, {artifact.precision}."
     front = _front("onnx" if (folder / "onnx").exists() else None)
     title = printable(repo.rpartition("/")[2])
@@ -104,12 +98,12 @@ def _labels(classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _write_labels(folder: Path, classes: Sequence[str]) -> None:
-    write_json(folder / "config.json", _labels(classes))
-
-
-def _write_files(folder: Path, artifacts: Sequence[Artifact]) -> None:
-    """Copy the exported files, and write those of ONNX Runtime once more as transformers.js and optimum call them."""
+def _write_files(folder: Path, model: Run | Artifact, artifacts: Sequence[Artifact]) -> None:
+    """Write classes, preprocessing and the exported files; those of ONNX Runtime again by transformers.js' names."""
+    if not (folder / "config.json").exists():
+        write_json(folder / "config.json", _labels(model.classes))
+    write_json(folder / "preprocessor_config.json", processor(model.preprocess))
+    write_text(folder / LABELS_FILE, "".join(f"{name}\n" for name in model.classes))
     for artifact in artifacts:
         assert artifact.folder is not None
         own = folder / "artifacts" / artifact.name
@@ -142,12 +136,8 @@ def _with_pixel_values(artifact: Artifact) -> onnx.ModelProto:
     return model
 
 
-def _write_timm(folder: Path, run_folder: Path) -> bool:
-    """Write `model.safetensors` and `config.json` of timm, and check that timm builds the student from them.
-
-    Returns:
-        Whether it does; where it does not, nothing is left of the two files.
-    """
+def _write_timm(folder: Path, run_folder: Path) -> None:
+    """Write `model.safetensors` and `config.json` of timm; nothing where timm does not build the student from them."""
     from timm.models import save_for_hf
 
     from edgekd.distill.classification.load import load_run
@@ -167,8 +157,6 @@ def _write_timm(folder: Path, run_folder: Path) -> bool:
         )
         for name in ("model.safetensors", "config.json"):
             (folder / name).unlink(missing_ok=True)
-        return False
-    return True
 
 
 def _timm_model(loaded: LoadedRun) -> nn.Module:

@@ -26,6 +26,13 @@ PACKAGES = (
     "litert-torch",
     "ai-edge-litert",
 )
+_SETTINGS = {
+    "compute_capability": "compute capability {}",
+    "deployment_target": "{}",
+    "threads": "{} threads",
+    "input": "input {}",
+}
+"""Setting of a profile → how a line shows it."""
 
 
 def examine() -> list[str]:
@@ -128,21 +135,16 @@ def target_lines() -> list[str]:
     lines += [
         "",
         "Profiles of devices (edgekd export or benchmark --profile NAME|FILE.toml). Files take RGB uint8 NHWC where no",
-    ]
-    lines += [
-        "other input is named. After each claim its page; what nobody has looked for there is marked:"
+        "other input is named. After each claim its page; what nobody has looked for there is marked:",
     ]
     for name in profile_names():
         profile = load_profile(name)
         facts = [profile.runtime, " ".join(profile.precisions)]
-        facts += (
-            [f"compute capability {profile.compute_capability}"]
-            if profile.compute_capability
-            else []
-        )
-        facts += [profile.deployment_target] if profile.deployment_target else []
-        facts += [f"{profile.threads} threads"] if profile.threads else []
-        facts += [f"input {profile.input}"] if profile.input else []
+        facts += [
+            form.format(value)
+            for field, form in _SETTINGS.items()
+            if (value := getattr(profile, field)) is not None
+        ]
         lines.append(f"{name:<18}{'; '.join(facts)}")
         because: dict[str, list[str]] = {}
         for field, source in profile.because.items():

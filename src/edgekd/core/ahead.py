@@ -13,6 +13,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield the items in lists of `size`, the last one shorter."""
+    remaining = iter(items)
+    return iter(lambda: list(itertools.islice(remaining, size)), [])
+
+
 def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -109,7 +109,7 @@ def available(device: str | None) -> tuple[list[Target], list[tuple[str, str]]]:
     if device is None:
         reasons = [_missing_here(one) for one in needs]
     else:
-        with closing(find_device(device)) as place:
+        with contextlib.closing(find_device(device)) as place:
             reasons = unable(place, needs)
     pairs = list(zip(targets, reasons, strict=True))
     missing = [(target.name, reason.message) for target, reason in pairs if reason is not None]
@@ -146,9 +146,7 @@ def _variants(
 
 def _candidate(loaded: LoadedRun, source: Source, one: ExportConfig, folder: Path) -> Candidate:
     """Return the run's file in `folder`, exported now unless it is there."""
-    digest = loaded.run.student_sha256
-    current = folder.exists() and read_artifact(folder).source.get("student_sha256") == digest
-    if one.overwrite or not current:
+    if one.overwrite or not _is_of(loaded, folder):
         limited = one.precision == "int8" and get_target(one.target).mixed
         made, base = source if limited else replace(source, budget=None), _fp32(loaded)
         own = base is not None and base.parent == folder
@@ -159,11 +157,15 @@ def _candidate(loaded: LoadedRun, source: Source, one: ExportConfig, folder: Pat
 def _fp32(loaded: LoadedRun) -> Path | None:
     """Return the run's FP32 file; None where it is missing, damaged, or of another student."""
     folder = loaded.folder / "artifacts" / artifact_name(DEFAULT_TARGET, "fp32")
-    try:
-        found = read_artifact(folder).source.get("student_sha256")
-    except EdgekdError:
-        return None
-    return folder / "model.onnx" if found == loaded.run.student_sha256 else None
+    with contextlib.suppress(EdgekdError):
+        return folder / "model.onnx" if _is_of(loaded, folder) else None
+    return None
+
+
+def _is_of(loaded: LoadedRun, folder: Path) -> bool:
+    """Return whether an artifact of the run's present student is in `folder`; a damaged one is an `EdgekdError`."""
+    made_of = read_artifact(folder).source.get("student_sha256") if folder.exists() else None
+    return made_of == loaded.run.student_sha256
 
 
 def _timed(found: Sequence[Candidate], source: Source) -> list[Candidate]:

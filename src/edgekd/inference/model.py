@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.benchmark.evaluate.metrics import log_softmax
-from edgekd.core.ahead import map_ahead
+from edgekd.core.ahead import batched, map_ahead
 from edgekd.core.errors import EdgekdError
 from edgekd.core.predictor import Predictor, in_batches
 from edgekd.core.preprocess import Preprocess
@@ -94,14 +94,8 @@ class Model:
                     f"The image {name} cannot be read: {error.reason}.", "Leave it out."
                 ) from error
 
-        found: list[Prediction] = []
-        waiting: list[tuple[str, NDArray[np.uint8]]] = []
-        for one in map_ahead(pixels, enumerate(_each(images)), 2 * batch):
-            waiting.append(one)
-            if len(waiting) == batch:
-                found += self.classify(waiting)
-                waiting = []
-        return found + self.classify(waiting)
+        prepared = map_ahead(pixels, enumerate(_each(images)), 2 * batch)
+        return [one for some in batched(prepared, batch) for one in self.classify(some)]
 
     def classify(self, prepared: Sequence[tuple[str, NDArray[np.uint8]]]) -> list[Prediction]:
         """Return the predictions for named images that `preprocess` has prepared, uint8 `[H, W, 3]`.
@@ -109,8 +103,6 @@ class Model:
         Raises:
             EdgekdError: the model does not give one finite number for each class.
         """
-        if not prepared:
-            return []
         logits = in_batches(self.logits, np.stack([pixels for _, pixels in prepared]), BATCH)
         if logits.shape != (len(prepared), len(self.classes)) or not np.isfinite(logits).all():
             raise EdgekdError(
@@ -127,15 +119,7 @@ class Model:
 
 
 def load(path: str | Path, *, threads: int | None = None) -> Model:
-    """Load a run's student, or an exported file, whose folder is enough and which needs no torch.
-
-    Args:
-        path: run folder or artifact folder.
-        threads: threads of an exported file's runtime; None is the runtime's choice.
-
-    Raises:
-        EdgekdError: neither a run nor an artifact, a damaged one, or a runtime that this machine lacks.
-    """
+    """Load a run's student, or an exported file, whose folder is enough; see `edgekd.load`."""
     folder = Path(path)
     if (folder / "artifact.json").is_file():
         from edgekd.targets.session import open_session

@@ -14,16 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from edgekd.configs.predict import PredictConfig
-from edgekd.core.ahead import map_ahead
+from edgekd.core.ahead import batched, map_ahead
 from edgekd.core.console import Tally, result, say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import csv_text, disk_errors
 from edgekd.data.images import UnreadableImage
 from edgekd.inference.model import BATCH, Model, Prediction, load
 from edgekd.inference.sources import Frame, check_sources, frames, is_camera
-
-_Prepared = tuple[Frame, NDArray[np.uint8] | None, Image.Image | None, str]
-"""A frame, its pixels, the image where it is annotated, and why it cannot be read."""
 
 
 def run_predict(config: PredictConfig) -> Iterator[Prediction]:
@@ -58,33 +55,29 @@ def stream(
     live = any(map(is_camera, config.images))
     batch = 1 if live else BATCH
 
-    def prepare(frame: Frame) -> _Prepared:
+    def prepare(
+        frame: Frame,
+    ) -> tuple[Frame, NDArray[np.uint8] | None, Image.Image | None, str]:
         try:
             image = frame.read()
         except UnreadableImage as error:
             return frame, None, None, error.reason
         return frame, model.preprocess.pixels(image), image if config.annotate else None, ""
 
-    def classified(
-        ready: list[_Prepared],
-    ) -> Iterator[tuple[Prediction, Frame, Image.Image | None]]:
-        named = [(frame.name, pixels) for frame, pixels, _, _ in ready if pixels is not None]
-        for one, (frame, _, image, _) in zip(model.classify(named), ready, strict=True):
-            yield one, frame, image
-
-    ready: list[_Prepared] = []
     own = None if config.annotate is None else config.annotate.resolve()
     found = frames(config.images, config.every, own)
-    for one in map_ahead(prepare, found, 1 if live else 2 * batch):
-        frame, pixels, _, reason = one
-        if pixels is None:
-            skipped.add(reason, frame.name)
-            continue
-        ready.append(one)
-        if len(ready) == batch:
-            yield from classified(ready)
-            ready = []
-    yield from classified(ready)
+
+    def readable() -> Iterator[tuple[Frame, NDArray[np.uint8], Image.Image | None]]:
+        for frame, pixels, image, reason in map_ahead(prepare, found, 1 if live else 2 * batch):
+            if pixels is None:
+                skipped.add(reason, frame.name)
+            else:
+                yield frame, pixels, image
+
+    for some in batched(readable(), batch):
+        predictions = model.classify([(frame.name, pixels) for frame, pixels, _ in some])
+        for one, (frame, _, image) in zip(predictions, some, strict=True):
+            yield one, frame, image
 
 
 def _recorded(config: PredictConfig, model: Model) -> Iterator[Prediction]:
