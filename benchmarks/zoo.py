@@ -4,10 +4,10 @@
     python benchmarks/zoo.py --out zoo --models fastvit_t8 --targets onnxruntime openvino --precisions fp32 int8
 
 Weights are random, with BatchNorm statistics and offsets that are not 0 and 1, so that fusing, folding and parity have
-something to get wrong. Parity is the export's own check; the agreement of fp16 and int8 has no threshold here, because
-a random network has no classes to agree on, and the logit error is given instead. Every model is a process of its own;
-finished ones stay in OUT/zoo.json, so an interrupted run can be resumed, and an environment with other targets can add
-its own. A target whose package is missing is left out. The tables are OUT/zoo.md.
+something to get wrong. Parity is the export's own check; INT8's agreement has no threshold here, because a random
+network has no classes to agree on, and its logit error is given instead. Every model is a process of its own; finished
+ones stay in OUT/zoo.json, so an interrupted run can be resumed, and an environment with other targets can add its own.
+A target whose package is missing is left out. The tables are OUT/zoo.md.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def export_cell(
             facts={},
             calibration=images[: IMAGES // 2],
         )
-        least = None if precision == "fp32" else 0.0
+        least = 0.0 if precision == "int8" else None
         config = ExportConfig(target=target, precision=precision, min_agreement=least)
         fp32 = base if base.exists() and target != "coreml" else None
         artifact = export_model(source, place, config, fp32_path=fp32)

@@ -173,7 +173,9 @@ def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
     try:
         with quiet(), torch.no_grad():
             program = torch.export.export(whole, (torch.zeros(1, 3, size, size),))
-            core: torch.export.ExportedProgram = program.run_decompositions({})
+            # GhostNet has aliases, which coremltools cannot convert.
+            without_alias = {torch.ops.aten.alias.default: lambda x: x}
+            core: torch.export.ExportedProgram = program.run_decompositions(without_alias)
             return core
     except Exception as error:  # torch.export raises a dozen kinds
         raise EdgekdError(

@@ -260,6 +260,7 @@ OPS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "squeeze": squeeze,
     "sub": lambda x, y: x - y,
     "thresholded_relu": lambda x, alpha=1.0: torch.where(x >= float(alpha), x, 0.0),
+    "tile": lambda x, reps: x.repeat(_ints(reps)),
     "transpose": lambda x, perm: x.permute(_ints(perm)),
 }
 """MIL operation → what it computes."""

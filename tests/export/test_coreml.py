@@ -362,7 +362,7 @@ def test_unreadable_packages(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["mobilenetv3_small_100", "mobilenetv4_conv_small", "tf_efficientnet_lite0", "deit_tiny_patch16_224",
+    ["mobilenetv3_small_100", "mobilenetv4_conv_small", "ghostnet_100", "tf_efficientnet_lite0", "deit_tiny_patch16_224",
      "fastvit_t8", "repvit_m1_0", "resnet18"],
 )  # fmt: skip
 def test_evaluator_computes_every_student(tmp_path: Path, name: str) -> None:
@@ -400,6 +400,7 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
         ("softmax", [0.0, 1.0986123], {"axis": 0}, [0.25, 0.75]),
         ("real_div", [6.0], {"y": 4.0}, [1.5]),
         ("maximum", [-1.0, 2.0], {"y": 0.5}, [0.5, 2.0]),
+        ("tile", [1.0, 2.0], {"reps": [2]}, [1.0, 2.0, 1.0, 2.0]),
         ("cast", [1.7, -1.7], {"dtype": "int32"}, [1, -1]),
         # round half to even, then clamp to what int8 holds
         (
