@@ -362,8 +362,8 @@ def test_unreadable_packages(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["mobilenetv3_small_100", "mobilenetv4_conv_small", "ghostnet_100", "tf_efficientnet_lite0", "deit_tiny_patch16_224",
-     "fastvit_t8", "repvit_m1_0", "resnet18"],
+    ["mobilenetv3_small_100", "mobilenetv4_conv_small", "ghostnet_100", "tf_efficientnet_lite0",
+     "deit_tiny_patch16_224", "fastvit_t8", "repvit_m1_0", "resnet18"],
 )  # fmt: skip
 def test_evaluator_computes_every_student(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
