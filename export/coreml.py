@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,13 @@ def _write_half(
     }
 
 
+SIMPLER: dict[Any, Callable[..., torch.Tensor]] = {
+    torch.ops.aten.addcmul.default: lambda x, y, z, value=1: x + value * y * z,
+    torch.ops.aten.alias.default: lambda x: x,
+}
+"""What coremltools cannot convert, in operations that it can: ConvNeXt V2's first, GhostNet's second."""
+
+
 def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
     """Return the program as core operations, the form that coremltools converts whatever its numpy.
 
@@ -173,9 +180,7 @@ def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
     try:
         with quiet(), torch.no_grad():
             program = torch.export.export(whole, (torch.zeros(1, 3, size, size),))
-            # GhostNet has aliases, which coremltools cannot convert.
-            without_alias = {torch.ops.aten.alias.default: lambda x: x}
-            core: torch.export.ExportedProgram = program.run_decompositions(without_alias)
+            core: torch.export.ExportedProgram = program.run_decompositions(SIMPLER)
             return core
     except Exception as error:  # torch.export raises a dozen kinds
         raise EdgekdError(

@@ -262,5 +262,10 @@ OPS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "thresholded_relu": lambda x, alpha=1.0: torch.where(x >= float(alpha), x, 0.0),
     "tile": lambda x, reps: x.repeat(_ints(reps)),
     "transpose": lambda x, perm: x.permute(_ints(perm)),
+    "upsample_nearest_neighbor": lambda x, scale_factor_height=1, scale_factor_width=1: (
+        F.interpolate(
+            x, scale_factor=(float(scale_factor_height), float(scale_factor_width)), mode="nearest"
+        )
+    ),
 }
 """MIL operation → what it computes."""

@@ -401,6 +401,12 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
         ("real_div", [6.0], {"y": 4.0}, [1.5]),
         ("maximum", [-1.0, 2.0], {"y": 0.5}, [0.5, 2.0]),
         ("tile", [1.0, 2.0], {"reps": [2]}, [1.0, 2.0, 1.0, 2.0]),
+        (
+            "upsample_nearest_neighbor",
+            [[[[1.0, 2.0]]]],
+            {"scale_factor_height": 1, "scale_factor_width": 2.0},
+            [[[[1.0, 1.0, 2.0, 2.0]]]],
+        ),
         ("cast", [1.7, -1.7], {"dtype": "int32"}, [1, -1]),
         # round half to even, then clamp to what int8 holds
         (
@@ -419,7 +425,7 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
     ],
 )
 def test_values_by_hand(
-    kind: str, x: list[float], given: dict[str, Any], expected: list[float]
+    kind: str, x: list[Any], given: dict[str, Any], expected: list[Any]
 ) -> None:
     name = "input" if "quantize" in kind else "x"
     result = OPS[kind](**{name: torch.tensor(x)}, **given)
