@@ -77,6 +77,18 @@ def test_a_manifest_that_does_not_fit_is_refused(
     assert word in refusal(read_artifact, folder)
 
 
+def test_only_a_run_may_name_no_schema_version(tmp_path: Path) -> None:
+    for path in (
+        write_artifact(tmp_path / "a") / "artifact.json",
+        write_run(tmp_path / "b") / "run.json",
+    ):
+        data = json.loads(path.read_text())
+        del data["schema_version"]
+        path.write_text(json.dumps(data))
+    assert "schema version" in refusal(read_artifact, tmp_path / "a")
+    assert read_run(tmp_path / "b").schema_version == 1
+
+
 def test_a_run_that_is_missing_unfinished_or_damaged_is_refused(tmp_path: Path) -> None:
     assert str(tmp_path / "absent") in refusal(read_run, tmp_path / "absent")
     folder = write_run(tmp_path / "a")

@@ -217,7 +217,7 @@ def read_artifact(folder: Path, *, check_hashes: bool = True) -> Artifact:
         EdgekdError: no such folder or file, unknown schema, a file missing or altered.
     """
     folder = Path(folder)
-    artifact = _read(Artifact, folder, "artifact", "Export it again")
+    artifact = _read(Artifact, folder, "artifact", "Export it again", unversioned=None)
     for name, expected in artifact.files.items():
         path = inside(folder, name)
         if check_hashes:
@@ -234,12 +234,20 @@ def read_artifact(folder: Path, *, check_hashes: bool = True) -> Artifact:
     return artifact
 
 
-def _read(kind: type[Manifest], folder: Path, what: str, again: str) -> Manifest:
-    """Return the manifest `what.json` of a folder; `again` is how to make another one."""
+def _read(
+    kind: type[Manifest], folder: Path, what: str, again: str, *, unversioned: int | None
+) -> Manifest:
+    """Return the manifest `what.json` of a folder.
+
+    Args:
+        again: how to make another one.
+        unversioned: the schema version of a file that names none; None refuses it.
+    """
     data = read_object(folder / f"{what}.json", what, f"{again} with --overwrite.")
-    if data.get("schema_version", 1) != 1:
+    version = data.get("schema_version", unversioned)
+    if version != 1:
         raise EdgekdError(
-            f"The {what} at {folder} has schema version {shown_value(data['schema_version'])}; "
+            f"The {what} at {folder} has schema version {shown_value(version)}; "
             "this edgekd reads version 1.",
             f"{again}, or use the edgekd that wrote it.",
         )
@@ -329,4 +337,4 @@ def read_run(folder: Path) -> Run:
         raise EdgekdError(
             f"{folder} holds no finished run.", hint or "Name a folder that edgekd train wrote."
         )
-    return _read(Run, folder, "run", "Train it again")
+    return _read(Run, folder, "run", "Train it again", unversioned=1)

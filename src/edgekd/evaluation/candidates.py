@@ -164,8 +164,8 @@ def _fp32(loaded: LoadedRun) -> Path | None:
 
 def _is_of(loaded: LoadedRun, folder: Path) -> bool:
     """Return whether an artifact of the run's present student is in `folder`; a damaged one is an `EdgekdError`."""
-    made_of = read_artifact(folder).source.get("student_sha256") if folder.exists() else None
-    return made_of == loaded.run.student_sha256
+    digest = loaded.run.student_sha256
+    return folder.exists() and read_artifact(folder).source.get("student_sha256") == digest
 
 
 def _timed(found: Sequence[Candidate], source: Source) -> list[Candidate]:
