@@ -8,7 +8,6 @@ once: one uint8 array on disk, squash-resized to the side a model needs, shared 
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from edgekd.core.ahead import map_ahead
+from edgekd.core.ahead import batched, map_ahead
 from edgekd.core.console import say
 from edgekd.core.files import cache_folder, short_hash, stored_array
 from edgekd.core.preprocess import Preprocess
@@ -245,10 +244,9 @@ def pixel_batches(
 def _stacked(
     make: Callable[[int], NDArray[np.uint8]], indices: Iterable[int], batch: int
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield `make` of so many indices at a time; threads make those of the next batch meanwhile."""
+    """Return `make` of so many indices at a time; threads make those of the next batch meanwhile."""
     made = map_ahead(lambda i: make(int(i)), indices, ahead=batch)
-    while part := list(itertools.islice(made, batch)):
-        yield np.stack(part)
+    return (np.stack(part) for part in batched(made, batch))
 
 
 # --- batches
