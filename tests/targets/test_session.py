@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 import edgekd.targets
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.evaluate.logits import predict_suite
+from edgekd.benchmark.evaluate.predictions import predict_suite
 from edgekd.benchmark.results.schema import Report
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
