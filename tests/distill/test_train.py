@@ -30,7 +30,7 @@ from edgekd.core.manifest import Run
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill import train as training
 from edgekd.distill.classification import text_targets
-from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.load_run import load_run
 from edgekd.distill.classification.plan import settle
 from edgekd.distill.classification.predict import domain_mean, predict_all, student_predict
 from edgekd.distill.classification.task import Classification
