@@ -750,4 +750,4 @@ def test_a_student_is_distilled_for_names_on_images_without_labels(
 def test_what_is_killed_and_goes_on_gives_the_same_files() -> None:
     """The short version of scripts/kill_test.py; docs/train.md has the figures of the long one."""
     script = Path(__file__).parents[2] / "scripts" / "kill_test.py"
-    worker(str(script), "--moments", "1", "--load", "1", timeout=1800)
+    worker(str(script), "--moments", "1", timeout=1800)
