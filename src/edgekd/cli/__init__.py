@@ -99,9 +99,9 @@ def export(artifacts: Any, _: Given) -> None:
 
 def _chosen(chosen: Any) -> None:
     """Print the file to ship among those that were tried; exit code 1 where none meets the budget."""
-    from edgekd.benchmark.report.recommend import check_recommendation, print_recommendation
+    from edgekd.benchmark.report.recommend import check_recommendation, print_choice
 
-    print_recommendation(chosen.report, chosen.left_out)
+    print_choice(chosen.report, chosen.left_out)
     result(f"report:   {chosen.report.folder}/report.html")
     check_recommendation(chosen.report)
     result(f"artifact: {chosen.artifacts[-1].folder}")
@@ -128,7 +128,6 @@ def verify(links: Any, given: Given) -> None:
 @command(app, "edgekd.api:benchmark_or_bundle")
 def benchmark(report: Any, given: Given) -> None:
     """Measure latency and accuracy of the exported files. Accuracy is in domain and out of distribution."""
-    from edgekd.benchmark.report.recommend import print_recommendation
     from edgekd.benchmark.report.write import check_gates, print_report
 
     if isinstance(report, str):
@@ -138,7 +137,6 @@ def benchmark(report: Any, given: Given) -> None:
     result(
         f"report: {report.folder}/report.html  (also report.md, report.json, MODEL_CARD.md and the raw data)"
     )
-    print_recommendation(report, files=False)
     check_gates(report)
 
 
