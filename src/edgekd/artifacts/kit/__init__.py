@@ -124,6 +124,10 @@ def _guide(facts: dict[str, Any], programs: Sequence[str], format: str) -> str:
 
     text = (files(__package__) / "programs" / "INTEGRATE.md.jinja").read_text(encoding="utf-8")
     guide = Template(
-        text, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        text,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     return guide.render(facts, rule=facts["preprocess"], programs=programs, format=format)
