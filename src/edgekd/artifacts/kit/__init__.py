@@ -130,4 +130,5 @@ def _guide(facts: dict[str, Any], programs: Sequence[str], format: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return guide.render(facts, rule=facts["preprocess"], programs=programs, format=format)
+    made: str = guide.render(facts, rule=facts["preprocess"], programs=programs, format=format)
+    return made
