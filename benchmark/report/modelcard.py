@@ -10,9 +10,9 @@ import yaml
 from markupsafe import Markup
 
 from edgekd.benchmark.report import provenance, tables
-from edgekd.benchmark.report.answers import answers, resizes_inside, takes_floats
+from edgekd.benchmark.report.elements import Item, Section, Text, facts, printable, section, table
 from edgekd.benchmark.report.render import markdown_sections, squeezed, templates
-from edgekd.benchmark.report.sections import Item, Section, Text, facts, printable, section, table
+from edgekd.benchmark.report.summary import answers, resizes_inside, takes_floats
 from edgekd.benchmark.results.metric import Metric, metrics_of, percent
 from edgekd.benchmark.results.rows import AccuracyRow, LatencyRow, SummaryRow
 from edgekd.benchmark.results.schema import Report, of

@@ -146,7 +146,7 @@ def _choose(config: ExportConfig) -> Chosen:
     from edgekd.benchmark.gates import parse_gates
     from edgekd.benchmark.report.recommend import recommend
     from edgekd.core.manifest import read_artifact
-    from edgekd.evaluation.candidates import make_candidates
+    from edgekd.evaluation.auto_target import make_candidates
 
     parse_gates(config.budget)  # a mistake in it should not cost an export
     folders, left_out = make_candidates(config)

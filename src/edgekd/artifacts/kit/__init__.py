@@ -122,13 +122,10 @@ def _guide(facts: dict[str, Any], programs: Sequence[str], format: str) -> str:
     """Return INTEGRATE.md."""
     from jinja2 import StrictUndefined, Template
 
-    text = (files(__package__) / "programs" / "INTEGRATE.md.jinja").read_text(encoding="utf-8")
-    guide = Template(
-        text,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    made: str = guide.render(facts, rule=facts["preprocess"], programs=programs, format=format)
+    programs_of = files(__package__) / "programs"
+    text = (programs_of / "INTEGRATE.md.jinja").read_text(encoding="utf-8")
+    guide = Template(text, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    steps, rule = programs_of / f"{format}.steps.txt", facts["preprocess"]
+    own = steps.read_text(encoding="utf-8").format(size=rule["size"]) if steps.is_file() else ""
+    made: str = guide.render(facts, rule=rule, programs=programs, own_steps=own.splitlines())
     return made

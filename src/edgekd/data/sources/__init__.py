@@ -7,11 +7,11 @@ from pathlib import Path
 from edgekd.core.errors import EdgekdError
 from edgekd.data.sources.checked import readable
 from edgekd.data.sources.coco import list_coco
+from edgekd.data.sources.hf_datasets import list_table
 from edgekd.data.sources.manifests import MANIFESTS, list_manifest
 from edgekd.data.sources.scan import CONVENTIONS, Listing, list_all, list_folder
 from edgekd.data.sources.shards import list_shards
 from edgekd.data.sources.source import Source
-from edgekd.data.sources.tables import list_table
 
 HUGGING_FACE = "hf:"
 

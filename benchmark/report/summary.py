@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any, Literal
 
+from edgekd.benchmark.report.elements import Text
 from edgekd.benchmark.report.recommend import accuracy, file_name, recommend, ship
-from edgekd.benchmark.report.sections import Text
 from edgekd.benchmark.results.metric import ms, points
 from edgekd.benchmark.results.rows import HERE, Difference, SummaryRow
 from edgekd.benchmark.results.schema import Report, load_of

@@ -15,7 +15,7 @@ from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.formats import Precision
 from edgekd.core.manifest import read_artifact
-from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.load_run import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
 from edgekd.export.artifact import Source, export_model
 from edgekd.export.quantize.integer_form import can_be_padded

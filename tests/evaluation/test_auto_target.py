@@ -20,7 +20,7 @@ from edgekd.cli import app, main
 from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import load_images
-from edgekd.evaluation.candidates import available, make_candidates
+from edgekd.evaluation.auto_target import available, make_candidates
 from edgekd.evaluation.data_check import near_pairs
 
 pytestmark = pytest.mark.usefixtures("own_cache", "graphs_once")
