@@ -303,7 +303,7 @@ def test_an_option_is_declared_once(tmp_path: Path) -> None:
 def test_a_study_runs_no_program_that_a_file_names(tmp_path: Path, setting: str) -> None:
     file = tmp_path / "study.toml"
     file.write_text(f"[study]\nrecipe_settings = [{json.dumps(setting)}]\n[train]\nsteps = 2\n")
-    with pytest.raises(EdgekdError, match="command line only"):
+    with pytest.raises(EdgekdError, match="command line"):
         StudyConfig.load(config=file)
     assert StudyConfig.load(recipe_settings=[setting]).recipe_settings == (setting,)
 
