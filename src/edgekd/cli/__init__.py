@@ -339,7 +339,7 @@ def teachers(
         str | None, typer.Argument(help='Search open_clip\'s names, for example "*B-32*".')
     ] = None,
 ) -> None:
-    """List kinds of teachers, or open_clip's NAME:TAG that match a pattern."""
+    """List kinds of teachers, or matching names of open_clip."""
     from edgekd.cli.doctor import teacher_lines
 
     _print(teacher_lines(pattern))
@@ -355,7 +355,7 @@ def recipes() -> None:
 
 @command(known, "edgekd.api:missing_embeddings")
 def missing(names: Any, _: Given) -> None:
-    """List images that are missing from a file of embeddings. The names are those needed in the file."""
+    """List images missing from a file of embeddings. The names are those needed in the file."""
     _print(names)
 
 
