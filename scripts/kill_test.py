@@ -95,7 +95,7 @@ def _kill(case: Case, root: Path, moments: int, chance: random.Random) -> bool:
     for number in range(moments):
         folder = root / f"{case.name}-{number}"
         words, onward = case.prepare(folder)
-        if run(words, folder, kill_after=chance.uniform(0, took)) is not None:
+        if run(words, folder, kill_after=chance.uniform(0, 0.8 * took)) is not None:
             early += 1
         elif run(onward(), folder, may_be_done=True) is None:
             early += 1  # killed between its last file and its exit
