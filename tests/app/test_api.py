@@ -187,7 +187,7 @@ def test_a_misspelt_setting_hides_no_contradiction_but_a_wrong_one_causes_none()
     assert "shots" in message
     assert '"lrr"' in message
     assert "Both the domain art and 2 classes" in message
-    assert "no class is unseen" not in refusal(shots=2, unseen_classes=3).message
+    assert "--shots" not in refusal(shots=2, unseen_classes=3).message
 
 
 def test_yaml_says_what_toml_says(tmp_path: Path) -> None:
