@@ -189,7 +189,7 @@ def _draft(
     written: Written,
     reference: NDArray[np.float32],
 ) -> Artifact:
-    """Return the artifact's record before its parity check, with its further files written."""
+    """Write the artifact's remaining files, and return its record before the parity check."""
     further: tuple[str, ...] = ()
     if source.bank is not None:
         further += (BANK_FILE,)

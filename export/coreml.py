@@ -53,7 +53,7 @@ _SAMPLES = 32
 
 
 class Program(nn.Module):
-    """What Core ML runs: an image in, probabilities or a unit embedding out, normalisation and head inside."""
+    """The module for Core ML: image → probabilities or a unit embedding, including normalisation and head."""
 
     scale: Tensor
     shift: Tensor
@@ -61,7 +61,7 @@ class Program(nn.Module):
     def __init__(self, model: Deployable) -> None:
         super().__init__()
         self.backbone, self.head = model.backbone, model.head
-        # The deployable holds one statistic per value of a pixel row; its first three are the channels'.
+        # The deployable has one statistic per value of a pixel row; the first three are those of the channels.
         self.register_buffer("scale", model.scale[:3].reshape(1, 3, 1, 1).clone())
         self.register_buffer("shift", model.shift[:3].reshape(1, 3, 1, 1).clone())
 

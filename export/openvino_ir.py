@@ -39,12 +39,21 @@ def save(model: Any, path: Path, metadata: Mapping[str, str], *, halved: bool) -
 
     Raises:
         EdgekdError: it cannot be written.
-    """ openvino = load_openvino() model = _renumbered(model.clone()) for key, value in metadata.items():
-    model.set_rt_info(value, ["edgekd", key]) try: openvino.save_model(model, path, compress_to_fp16=halved) except
-    RuntimeError as error: # in effect an OSError own = (".tmp-", "search-") place = next(parent for parent in
-    path.parents if not parent.name.startswith(own)) raise EdgekdError( f"OpenVINO {version_of(openvino)} could not
-    write its files in {place} ({reason_of(error)}).", "Is the disk full? Free some space and run again; nothing
-    half-written was kept.", ) from error
+    """
+    openvino = load_openvino()
+    model = _renumbered(model.clone())
+    for key, value in metadata.items():
+        model.set_rt_info(value, ["edgekd", key])
+    try:
+        openvino.save_model(model, path, compress_to_fp16=halved)
+    except RuntimeError as error:  # an OSError in all but name and number
+        # Temporary folders mean nothing to the user.
+        own = (".tmp-", "search-")
+        place = next(parent for parent in path.parents if not parent.name.startswith(own))
+        raise EdgekdError(
+            f"OpenVINO {version_of(openvino)} could not write its files in {place} ({reason_of(error)}).",
+            "Is the disk full? Free some space and run again; nothing half-written was kept.",
+        ) from error
 
 
 def evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:

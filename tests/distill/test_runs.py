@@ -101,7 +101,7 @@ def test_a_run_keeps_its_projector(run: Trainer) -> None:
 def test_domain_texts_need_domains(run: Trainer, tmp_path: Path) -> None:
     data = draw_domains(tmp_path / "d", ("cat", "dog"), count=4)
     shutil.rmtree(data / "art")  # one source domain and the unseen one remain
-    with pytest.raises(EdgekdError, match="source domains.* 1"):
+    with pytest.raises(EdgekdError, match=r"source domains.* 1"):
         run(recipe="rise", data=str(data))
 
 
