@@ -1,4 +1,4 @@
-"""From a deployable graph to an artifact folder: the format's files and the `artifact.json` that explains them."""
+"""Write artifact folders: the files of a format and their `artifact.json`."""
 
 from __future__ import annotations
 
@@ -38,52 +38,52 @@ from edgekd.targets.registry import artifact_name, get_target
 from edgekd.targets.session import open_session
 
 FEW_CALIBRATION_IMAGES = 100
-"""Below, more of them are the first suggestion."""
+"""Number of calibration images below which more are suggested."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: a model, and the images that calibrate, limit and check its files."""
+    """A model to export, and the images for calibration, accuracy limits and the parity check."""
 
     model: Deployable
     classes: tuple[str, ...]
     preprocess: Preprocess
     parity_images: NDArray[np.uint8]
-    """uint8 `[M, H, W, 3]`, real images, none of them used for calibration."""
+    """uint8 `[M, H, W, 3]`, real images that are not used for calibration."""
     facts: dict[str, Any]
-    """Where the model comes from; JSON values."""
+    """Provenance of the model, as JSON values."""
     parity_keys: tuple[str, ...] = ()
-    """Their content keys; with them the student's logits are kept in the artifact for `edgekd verify`."""
+    """Content keys of these images. If given, the student's logits are stored in the artifact for `edgekd verify`."""
     calibration: NDArray[np.uint8] | None = None
     """uint8 `[N, H, W, 3]`, images of the training domains; needed for int8, unused otherwise."""
     calibration_ids: tuple[str, ...] = ()
-    """Names of these images, for the artifact's record."""
+    """Names of the calibration images, for the artifact's record."""
     pictures: Callable[[], Iterable[NDArray[np.uint8]]] = tuple
-    """Gives images in their own sizes, uint8 `[h, w, 3]` each, that a file which resizes is checked on."""
+    """Returns images in their original sizes, uint8 `[h, w, 3]`, to check a file that resizes."""
     budget: AccuracyBudget | None = None
-    """How much accuracy int8 may cost; layers are kept in float until it costs no more."""
+    """Maximum accuracy loss of int8; layers stay in float to meet it."""
     bank: ClassBank | None = None
-    """For a `model` that ends in an embedding: the vectors of `classes`, which then are beside the file. Parity, drops
-    and thresholds are those of the logits computed with them."""
+    """Class vectors for a `model` that ends in an embedding, stored next to the file. Parity and limits then apply to
+    the logits computed with them."""
 
 
 def export_model(
     source: Source, folder: Path, config: ExportConfig, *, fp32_path: Path | None = None
 ) -> Artifact:
-    """Write the artifact folder `folder`, which appears complete, in one rename, or not at all.
+    """Write the artifact folder `folder` atomically.
 
-    The parity check runs the finished file through `open_session` on the parity images, or where its runtime is not on
-    this machine through the writer's own evaluation, and compares it with the model in torch. Where it fails, nothing
-    appears at `folder`: the artifact goes to `<folder>.failed`, with the numbers in its `artifact.json`.
+    The parity check runs the finished file on the parity images through `open_session`, or through the writer's
+    evaluator if the runtime is not available, and compares it with the torch model. If the check fails, the artifact is
+    written to `<folder>.failed` instead, with the numbers in its `artifact.json`.
 
     Args:
-        config: target, precision and the rest of the file; its run, data and limits are not used.
+        config: target, precision and other options of the file; run, data and limits are not used.
         fp32_path: the `model.onnx` of an fp32 artifact of the same model, to start from instead of exporting again.
 
     Raises:
-        EdgekdError: folder exists, no calibration images, a model that ONNX cannot hold, disk full.
-        GateFailed: the file does not compute what the model computes, or int8 costs more than `source.budget`
-            allows, whatever stays in float.
+        EdgekdError: the folder exists, calibration images are missing, the model cannot be exported, or the disk is
+            full.
+        GateFailed: the file does not match the model, or int8 loses more than `source.budget` allows.
     """
     folder = Path(folder)
     target = get_target(config.target)
@@ -123,10 +123,10 @@ def _checked(
     config: ExportConfig,
     outputs: NDArray[np.float32],
 ) -> Artifact:
-    """Return the artifact of written files, with its parity record, as it stands in the folder.
+    """Return the artifact of the written files, with its parity record.
 
     Args:
-        outputs: of the model in torch for the parity images, float32 `[M, …]`.
+        outputs: outputs of the torch model for the parity images, float32 `[M, …]`.
     """
     reference = build.logits(outputs)
     draft = _draft(source, build, config, written, reference)
@@ -145,7 +145,7 @@ def _checked(
 
 
 def _may_try_mse(source: Source, config: ExportConfig) -> bool:
-    """Return whether `mse`, which takes longer and errs less, may be tried: no calibrator and no limit is given."""
+    """Return whether `mse`, which is slower and more accurate, may be tried: no calibrator and no limit is given."""
     target = get_target(config.target)
     free = config.calibrator is None and source.budget is None and config.precision == "int8"
     return free and "mse" in {*target.calibrators} - {target.default_calibrator}
@@ -189,7 +189,7 @@ def _draft(
     written: Written,
     reference: NDArray[np.float32],
 ) -> Artifact:
-    """Return the artifact's record before its parity check, with its further files written."""
+    """Write the artifact's remaining files, and return its record before the parity check."""
     further: tuple[str, ...] = ()
     if source.bank is not None:
         further += (BANK_FILE,)
@@ -237,7 +237,7 @@ def _fused_facts(model: Deployable, fused: Fused[Deployable]) -> dict[str, Any]:
 
 
 def _holds_fused(fp32: Path) -> bool:
-    """Return whether an fp32 artifact holds the fused form; files of earlier versions do not."""
+    """Return whether an fp32 artifact has the fused form; files of earlier versions do not."""
     try:
         return "fused" in read_artifact(fp32.parent, check_hashes=False).details
     except EdgekdError:
@@ -247,7 +247,7 @@ def _holds_fused(fp32: Path) -> bool:
 def _logits_of_file(
     build: Build, written: Written, images: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float32], str | None]:
-    """Return the finished artifact's logits, and what ran it."""
+    """Return the finished artifact's logits, and the name of the runtime or evaluator."""
     if written.evaluate is not None:
         return build.logits(in_batches(written.evaluate, images)), written.evaluated_by
     session = open_session(build.folder, spinning=False)
@@ -257,11 +257,11 @@ def _logits_of_file(
 def _check_resize(
     build: Build, pictures: Iterable[NDArray[np.uint8]], parity: dict[str, Any]
 ) -> dict[str, Any]:
-    """Compare a file's logits of pictures in their own sizes with those of the same, resized by edgekd.
+    """Compare a file's logits for pictures in their original sizes with those for pictures resized by edgekd.
 
     Returns:
-        For the parity record: `resize`, as `compare`, and a failure if its class differs too often. Pictures of the
-        student's size are left out, since they count as resized already.
+        Entries of the parity record: `resize`, as from `compare`, and a failure if classes differ too often. Pictures
+        of the student's size are skipped, since the file does not resize them.
     """
     session = open_session(build.folder, spinning=False)
     own, prepared = [], []
@@ -287,7 +287,7 @@ def _set_aside(artifact: Artifact, folder: Path, scratch: Path, suggestions: str
     kept = f"It is kept in {failed}."
     if artifact.precision in EXACT:
         raise GateFailed(
-            f"{artifact.name} does not compute what the student computes: {parity['reason']}, on {parity['n']} images.",
+            f"{artifact.name} does not match the student: {parity['reason']}, on {parity['n']} images.",
             kept,
         )
     raise GateFailed(
@@ -297,7 +297,7 @@ def _set_aside(artifact: Artifact, folder: Path, scratch: Path, suggestions: str
 
 
 def _suggestions(build: Build, artifact: Artifact) -> str:
-    """Return what was not tried and may bring a file with few bits over its threshold."""
+    """Return suggestions for a quantized file that fails its parity check."""
     target, ways, int8 = get_target(artifact.target), [], artifact.precision == "int8"
     if build.calibration is not None and len(build.calibration) < FEW_CALIBRATION_IMAGES:
         ways.append(f"--calibration-images 300 in place of {len(build.calibration)}")

@@ -1,7 +1,7 @@
-"""The writer for Core ML: an ML program in one `.mlpackage`, converted, compressed and checked on any machine.
+"""The writer for Core ML: an ML program in an `.mlpackage`, converted, compressed and checked on any machine.
 
-From the torch program to float32, from there to half precision with the layers that it would ruin left in float32, then
-compression. Each step is read back from disk and compared with the one before on real images.
+The torch program is converted to float32, then to half precision (except for layers that need float32), and then
+compressed. Each step is read back from disk and compared with the previous one on real images.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from edgekd.targets.coreml import EMBEDDING, load_embedder, load_package
 
 PACKAGE = "model.mlpackage"
 DEPLOYMENT = ("iOS17", "iOS18", "iOS26")
-"""Oldest systems that an export can be made for, the default first: 8-bit activations came with it."""
+"""Supported minimum systems; the first, which introduced 8-bit activations, is the default."""
 _MODEL = f"{PACKAGE}/Data/com.apple.CoreML/model.mlmodel"
 _SAMPLES = 32
-"""Images for the range analysis and for the comparison of each step with the one before."""
+"""Number of images for the range analysis and for the comparison of each step with the previous one."""
 
 
 class Program(nn.Module):
-    """What Core ML runs: an image in, probabilities or a unit embedding out, normalisation and head inside."""
+    """The module for Core ML: image → probabilities or a unit embedding, including normalisation and head."""
 
     scale: Tensor
     shift: Tensor
@@ -61,7 +61,7 @@ class Program(nn.Module):
     def __init__(self, model: Deployable) -> None:
         super().__init__()
         self.backbone, self.head = model.backbone, model.head
-        # The deployable holds one statistic per value of a pixel row; its first three are the channels'.
+        # The deployable has one statistic per value of a pixel row; the first three are those of the channels.
         self.register_buffer("scale", model.scale[:3].reshape(1, 3, 1, 1).clone())
         self.register_buffer("shift", model.shift[:3].reshape(1, 3, 1, 1).clone())
 
@@ -75,13 +75,13 @@ def write(build: Build) -> Written:
     """Write `model.mlpackage` in the wanted precision.
 
     Raises:
-        EdgekdError: coremltools is missing, the student cannot be converted or checked, no images for the analysis.
+        EdgekdError: coremltools or images for the analysis are missing, or the student cannot be converted or checked.
     """
     coremltools = import_coremltools()
     deployment = str(build.options.get("deployment_target") or DEPLOYMENT[0])
     if deployment not in DEPLOYMENT:
         raise EdgekdError(
-            f"Core ML models are not made for {deployment} here.",
+            f"The deployment target {deployment} is not supported.",
             f"Known: {', '.join(DEPLOYMENT)}.",
         )
     started = time.perf_counter()
@@ -128,10 +128,10 @@ def _write_half(
     classes: Collection[str] | None,
     deployment: str,
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Write the package in half precision, compressed further where wanted.
+    """Write the package in half precision, with further compression if requested.
 
     Returns:
-        What was quantized, and details: what half precision would do, and how far each step strays from the one before.
+        The record of the quantization, and details: hazards of half precision, and the error of each step.
     """
     if build.calibration is None or len(build.calibration) == 0:
         raise EdgekdError(
@@ -149,7 +149,7 @@ def _write_half(
         if build.precision == "int8-weights":
             model, quantization = quantize_weights(model)
         elif build.precision == "int8":
-            say("int8: 8-bit weights and activations; --int8-weights is what --int8 was in 0.1")
+            say("int8: 8-bit weights and activations (in version 0.1 --int8 meant --int8-weights)")
             calibrated = measure_ranges(half, build.calibration)
             model, quantization = quantize_activations(model, half, calibrated)
             quantization["calibration_images"] = len(build.calibration)
@@ -167,11 +167,11 @@ SIMPLER: dict[Any, Callable[..., torch.Tensor]] = {
     torch.ops.aten.addcmul.default: lambda x, y, z, value=1: x + value * y * z,
     torch.ops.aten.alias.default: lambda x: x,
 }
-"""What coremltools cannot convert, in operations that it can: ConvNeXt V2's first, GhostNet's second."""
+"""Decompositions of operations that coremltools cannot convert (ConvNeXt V2, GhostNet)."""
 
 
 def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
-    """Return the program as core operations, the form that coremltools converts whatever its numpy.
+    """Return the program in core operations, which coremltools can convert.
 
     Raises:
         EdgekdError: torch cannot trace the student.
@@ -182,7 +182,7 @@ def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
             program = torch.export.export(whole, (torch.zeros(1, 3, size, size),))
             core: torch.export.ExportedProgram = program.run_decompositions(SIMPLER)
             return core
-    except Exception as error:  # torch.export raises a dozen kinds
+    except Exception as error:  # torch.export raises many kinds
         raise EdgekdError(
             f"The student cannot be captured for Core ML ({first_line(error)}).",
             "Choose another student, or one built from common layers.",
@@ -198,17 +198,17 @@ def convert(
     half: bool,
     keep: Collection[str] = (),
 ) -> Any:
-    """Return a coremltools model of the program: image input; class labels, or a float32 embedding.
+    """Return a coremltools model of the program, with an image input and class labels or a float32 embedding.
 
     Args:
-        classes: None for a program that ends in an embedding.
-        deployment: the oldest system it must run on.
-        half: compute in float16, but for `keep` and the softmax of a classifier, whose small probabilities float16
-            would take for zero.
-        keep: layers that stay in float32, by name.
+        classes: class names; None for a program that ends in an embedding.
+        deployment: minimum system.
+        half: compute in float16, except for `keep` and the softmax of a classifier, whose small probabilities would
+            become zero in float16.
+        keep: names of layers that stay in float32.
 
     Raises:
-        EdgekdError: an operation that coremltools does not support, or no room for its files.
+        EdgekdError: coremltools does not support an operation, or cannot write its files.
     """
     coremltools = import_coremltools()
 
@@ -239,7 +239,7 @@ def convert(
             )
     except EdgekdError:
         raise
-    except Exception as error:  # coremltools raises a dozen kinds
+    except Exception as error:  # coremltools raises many kinds
         raise EdgekdError(
             f"coremltools {coremltools.__version__} cannot convert the student ({first_line(error)}).",
             "Choose another student, or one built from common layers.",
@@ -248,7 +248,7 @@ def convert(
 
 @contextlib.contextmanager
 def _disk_errors() -> Iterator[None]:
-    """Explain a failure to write: coremltools builds packages in the temporary folder, by a library without reasons."""
+    """Turn errors of coremltools' package writer, which give no reason, into an `EdgekdError`."""
     try:
         yield
     except RuntimeError as error:
@@ -274,7 +274,7 @@ def _report(ranges: Ranges, kept: set[str]) -> None:
 
 
 def _read_back(model: Any, folder: Path) -> MilProgram:
-    """Return the program of an unfinished model, by way of the disk, as Core ML would get it."""
+    """Return the program of a model, written to disk and read back, as Core ML would get it."""
     path = folder / "step.mlpackage"
     with quiet():
         model.save(str(path))
@@ -298,13 +298,13 @@ def _save(model: Any, package: Path, build: Build) -> None:
     model.user_defined_metadata.update(dict(build.metadata))
     with quiet():
         model.save(str(package))
-    # A map of operation names for another project's debugger; the package's own manifest does not list it.
+    # A map of operation names for a debugger, which the package's manifest does not list.
     (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
     _make_reproducible(package)
 
 
 def _make_reproducible(package: Path) -> None:
-    """Replace what coremltools draws at random in a package: the order of maps, and the identifiers of its items."""
+    """Make a package deterministic: sort its maps, and replace the random identifiers of its items."""
     from coremltools.proto import Model_pb2
 
     for path in package.rglob("*.mlmodel"):
@@ -341,7 +341,7 @@ def _outputs(build: Build) -> tuple[TensorSpec, ...]:
 def _links(
     build: Build, ranges: Ranges, half: MilProgram, samples: NDArray[np.uint8]
 ) -> dict[str, dict[str, Any]]:
-    """Return how far the logits of each step stray from those of the one before, on the same images."""
+    """Return the difference between the logits of each step and the previous one, on the same images."""
     rounded = logits_of(half, samples)
     package = logits_of(read_program(build.folder / PACKAGE), samples)
     steps = {
@@ -355,7 +355,7 @@ def _links(
 
 
 def reference(artifact: Artifact, folder: Path) -> Predictor:
-    """Return the package in an artifact's folder, run by the reference evaluator: logits, or embeddings."""
+    """Return a predictor for the package in an artifact's folder, run by the reference evaluator."""
     return _evaluator(folder)
 
 
@@ -365,7 +365,7 @@ def _evaluator(folder: Path) -> Predictor:
 
 
 def _evaluation(build: Build) -> tuple[Predictor, str]:
-    """Return what the parity check runs, and its name: Core ML where it exists, else the reference evaluator."""
+    """Return the predictor of the parity check and its name: Core ML on macOS, else the reference evaluator."""
     if platform.system() != "Darwin":
         return _evaluator(build.folder), "edgekd's reference evaluator (Core ML needs macOS)"
     by = f"Core ML on macOS {platform.mac_ver()[0]}"
@@ -374,7 +374,7 @@ def _evaluation(build: Build) -> tuple[Predictor, str]:
     predict = load_package(build.folder / PACKAGE, build.classes)
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        # A classifier gives probabilities, whose logarithms are the logits but for one number per image.
+        # A classifier gives probabilities, whose logarithms are the logits up to a constant per image.
         reference = torch_logits(build.model, images).astype(np.float64)
         highest = reference.max(1, keepdims=True)
         normalisers = np.log(np.exp(reference - highest).sum(1, keepdims=True)) + highest
@@ -385,7 +385,7 @@ def _evaluation(build: Build) -> tuple[Predictor, str]:
 
 
 def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """Return at most `count` of the images, evenly over their order, which runs through the domains."""
+    """Return at most `count` of the images, evenly spread over the domains."""
     spots = np.linspace(0, len(images) - 1, min(count, len(images))).round()
     chosen: NDArray[np.uint8] = images[np.unique(spots.astype(int))]
     return chosen

@@ -17,13 +17,13 @@ INPUT = "images"
 
 
 def write(build: Build) -> Written:
-    """Write `model.pte`: RGB uint8 `[1, H, W, 3]` in, float32 logits out; made for one image at a time.
+    """Write `model.pte`: RGB uint8 `[1, H, W, 3]` → float32 logits, one image at a time.
 
-    int8 is that of `quantize.executorch`: int8 activations per tensor, int8 weights per channel, float logits.
+    For int8 see `quantize.executorch`: int8 activations per tensor, int8 weights per channel, float logits.
 
     Raises:
         NotHere: ExecuTorch is not installed.
-        EdgekdError: an operator that it does not take.
+        EdgekdError: ExecuTorch does not support an operator.
     """
     _load()
     size = build.preprocess.size

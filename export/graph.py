@@ -1,6 +1,6 @@
-"""The graph a device runs: uint8 pixels in, logits or a unit embedding out, with normalisation and head inside.
+"""The graph for devices: uint8 pixels → logits or a unit embedding, including normalisation and head.
 
-It is the deployed form of the trained network: branches that exist for training are fused into one layer each.
+It is the deployed form of the trained network, in which branches for training are fused into single layers.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from edgekd.core.preprocess import Preprocess
 
 M = TypeVar("M", bound=nn.Module)
 MAX_ERROR = 1e-5
-"""Of the deployed form against the trained one, as a share of the range of its outputs."""
+"""Maximum error of the deployed form against the trained one, as a share of the range of its outputs."""
 _BATCH = 32
 
 
 class Deployable(nn.Module):
-    """Backbone and head behind plain pixels.
+    """Normalisation, backbone and head in one module.
 
     Args:
         backbone: float32 `[B, 3, H, W]`, normalised → features `[B, d]` (timm with `num_classes=0`).
         head: features to logits, a linear layer `[C, d]`, or to an embedding, a `UnitHead`.
-        preprocess: gives the input size and the statistics; resizing stays outside the graph.
+        preprocess: input size and statistics; resizing is not part of the graph.
     """
 
     scale: Tensor
@@ -45,8 +45,8 @@ class Deployable(nn.Module):
         self.size = preprocess.size
         mean = torch.tensor(preprocess.mean, dtype=torch.float64)
         std = torch.tensor(preprocess.std, dtype=torch.float64)
-        # One statistic per value of a pixel row, not per channel: a product with 3 · W contiguous values runs at full
-        # vector width, one with a trailing axis of 3 costs 1.6 ms at 224 px in an INT8 graph, a tenth of the model.
+        # One statistic per value of a pixel row instead of per channel: a product over 3 · W contiguous values is
+        # vectorised, while a trailing axis of 3 costs 1.6 ms at 224 px in an INT8 graph, a tenth of the model.
         self.register_buffer(
             "scale", (1 / (255 * std)).float().repeat(self.size), persistent=False
         )  # [W * 3]
@@ -64,7 +64,7 @@ class Deployable(nn.Module):
             raise EdgekdError(
                 f"The model takes uint8 [B, {self.size}, {self.size}, 3], not "
                 f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}.",
-                "Prepare the images with the artifact's own preprocess.",
+                "Preprocess the images with the artifact's preprocess.",
             )
         rows = images.float().flatten(2) * self.scale + self.shift  # [B, H, W * 3]
         pixels = torch.unflatten(rows, 2, (self.size, 3)).permute(0, 3, 1, 2)  # [B, 3, H, W]
@@ -72,15 +72,15 @@ class Deployable(nn.Module):
 
 
 class UnitHead(nn.Module):
-    """Features to an embedding of length 1 in the student's space.
+    """Map features to an embedding of length 1 in the student's space.
 
-    Its direction does not feel a factor, so the projector takes one that brings lengths near D^¼: then the squares and
-    their sum, about D^-½ and D^½, are equally far from the ends of half precision.
+    A factor does not change the direction, so the projector is scaled to lengths near D^¼. The squares and their sum,
+    about D^-½ and D^½, are then equally far from the limits of half precision.
 
     Args:
-        projector: `z [d] → [D]`; None where the backbone's features already live in the teacher's space.
+        projector: `z [d] → [D]`; None if the features are already in the teacher's space.
         dim: D.
-        length: what the embeddings' length is about, before any factor.
+        length: typical length of the embeddings without the factor.
     """
 
     factor: Tensor
@@ -95,7 +95,7 @@ class UnitHead(nn.Module):
                 value.mul_(self.factor)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`[B, d]` → `[B, D]`, rows of length 1; not finite for a row of zeros, which has no direction."""
+        """`[B, d]` → `[B, D]`, rows of length 1; not finite for a row of zeros."""
         raw = (
             self.projector(features) if self.projector is not None else features * self.factor
         )  # [B, D]
@@ -103,13 +103,13 @@ class UnitHead(nn.Module):
 
 
 def fold_head(projector: nn.Linear | None, bank: Tensor, scale: float) -> nn.Linear:
-    """Return one layer for `scale · bank · (W z + b)`: the text head without its division by the embedding's length.
+    """Return one layer for `scale · bank · (W z + b)`, the text head without its division by the embedding's length.
 
-    Dividing by a positive number moves no argmax, so the folded layer predicts what the cosine head predicts; its
-    softmax differs, which is why the logit scale has to be fitted on what this layer gives.
+    Division by a positive number does not change the argmax, so the folded layer has the predictions of the cosine
+    head. Its softmax differs, so the logit scale must be fitted on the outputs of this layer.
 
     Args:
-        projector: `z [d] → [D]`; None where the backbone's features already live in the teacher's space.
+        projector: `z [d] → [D]`; None if the features are already in the teacher's space.
         bank: text vectors, float `[C, D]`.
         scale: logit scale, positive.
 
@@ -145,20 +145,20 @@ class Fused(Generic[M]):
     """A network in its deployed form."""
 
     model: M
-    """A copy in eval mode where something was fused, else the given network."""
+    """A fused copy in eval mode, or the given network if nothing was fused."""
     error: float | None
-    """Largest difference of the outputs, as a share of their range; None where nothing was fused."""
+    """Largest difference of the outputs, as a share of their range; None if nothing was fused."""
 
 
 def fuse(model: M, example: Tensor) -> Fused[M]:
-    """Return the deployed form of `model`: its re-parameterizable blocks and BatchNorm layers fused, by timm.
+    """Return the deployed form of `model`, with re-parameterizable blocks and BatchNorm layers fused by timm.
 
-    Families bring their own `fuse`, `reparameterize` or `switch_to_deploy` (RepVGG, MobileOne, FastViT, RepViT, LeViT,
-    EfficientViT-M, GhostNetV3, …). A model without them, and one that is fused already, comes back as it is. So does,
-    with a warning, one whose fused form computes something else.
+    Families have their own `fuse`, `reparameterize` or `switch_to_deploy` (RepVGG, MobileOne, FastViT, RepViT, LeViT,
+    EfficientViT-M, GhostNetV3, …). A model without them, or already fused, is returned unchanged. So is a model whose
+    fused form has different outputs, with a warning.
 
     Args:
-        example: what `model` takes, a batch of any values.
+        example: an input batch of `model`.
     """
     from timm.utils import reparameterize_model
 
@@ -172,8 +172,8 @@ def fuse(model: M, example: Tensor) -> Fused[M]:
             if _layers(fused) == _layers(model):
                 return Fused(model, None)
             wanted, found = model(example).double(), fused(example).double()
-    except Exception as error:  # a family's own code; one such method may raise where it ran before
-        warn(f"The student is not fused for inference, because that fails ({error}).")
+    except Exception as error:  # the code of a model family may raise anything
+        warn(f"The student could not be fused for inference ({error}).")
         return Fused(model, None)
     finally:
         model.train(was_training)
@@ -181,7 +181,7 @@ def fuse(model: M, example: Tensor) -> Fused[M]:
     difference = float((found - wanted).abs().max()) / span
     if not difference <= MAX_ERROR:
         warn(
-            f"The student is not fused for inference, because its outputs would differ by {difference:.2g} of their "
+            f"The student is not fused for inference, because its outputs would change by {difference:.2g} of their "
             f"range, above {MAX_ERROR:g}."
         )
         return Fused(model, None)

@@ -18,18 +18,18 @@ from edgekd.export.writer import Build, Written, agent_beside, converting
 
 MODEL_FILE = "model.tflite"
 INPUT = "images"
-"""The signature's name of the input: the parameter of `Deployable.forward`."""
+"""Name of the input in the signature, the parameter of `Deployable.forward`."""
 _PACKAGES = ("litert-torch", "ai-edge-quantizer", "ai-edge-litert")
 
 
 def write(build: Build) -> Written:
-    """Write `model.tflite`: RGB uint8 `[1, H, W, 3]` in, one row out; made for one image at a time.
+    """Write `model.tflite`: RGB uint8 `[1, H, W, 3]` → one row, one image at a time.
 
-    fp16 and int8-weights store weights in fewer bits and compute in float; int8 is that of `quantize.litert`.
+    fp16 and int8-weights store weights in fewer bits and compute in float. For int8 see `quantize.litert`.
 
     Raises:
         NotHere: the packages are not installed.
-        EdgekdError: an operator that litert-torch or the quantizer does not take.
+        EdgekdError: litert-torch or the quantizer does not support an operator.
     """
     _load()
     size, path = build.preprocess.size, build.folder / MODEL_FILE
@@ -52,7 +52,7 @@ def write(build: Build) -> Written:
 
 
 def _attach_labels(path: Path, classes: Sequence[str]) -> None:
-    """Append the classes as an associated file: a ZIP archive behind the model, which interpreters do not read."""
+    """Append the classes as an associated file, a ZIP archive after the model, which interpreters ignore."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(zipfile.ZipInfo(LABELS_FILE), "".join(f"{name}\n" for name in classes))
 
@@ -77,7 +77,7 @@ def _convert(build: Build, path: Path, example: torch.Tensor) -> None:
 
 
 def _quantize(build: Build, base: Path, path: Path) -> dict[str, Any] | None:
-    """Write `base` with fewer bits to `path`, and return the record of what was calibrated."""
+    """Write `base` with fewer bits to `path`, and return the record of the calibration."""
     from ai_edge_quantizer import quantizer, recipe
 
     with converting(f"{build.precision} by ai-edge-quantizer"):

@@ -14,17 +14,17 @@ from edgekd.targets.openvino import load_openvino, version_of
 
 MODEL_FILES = ("model.xml", "model.bin")
 INFERENCE_PRECISIONS = ("f32", "bf16", "f16")
-"""What OpenVINO's CPU device can compute in, apart from int8."""
+"""Precisions of OpenVINO's CPU device other than int8."""
 
 
 def write(build: Build) -> Written:
-    """Write the IR of the fp32 ONNX file; int8 goes through NNCF's post-training quantization.
+    """Write the IR of the fp32 ONNX file; int8 uses NNCF's post-training quantization.
 
     Raises:
         NotHere: OpenVINO is not installed.
-        EdgekdError: a version of it outside edgekd's bounds, useless calibration images, or a graph that OpenVINO or
-            NNCF does not take.
-        GateFailed: int8 costs more than the accuracy budget, whatever stays in float.
+        EdgekdError: the OpenVINO version is not supported, calibration images are unusable, or OpenVINO or NNCF does
+            not support the graph.
+        GateFailed: int8 loses more than the accuracy budget allows.
     """
     openvino = load_openvino()
     computes_in = _inference_precision(build)
@@ -51,7 +51,7 @@ def write(build: Build) -> Written:
 
 
 def _inference_precision(build: Build) -> str:
-    """Return what the file's float layers compute in; `f32` unless the option is set."""
+    """Return the precision of the file's float layers; `f32` unless the option is set."""
     chosen = str(build.options.get("inference_precision") or "f32")
     if chosen not in INFERENCE_PRECISIONS:
         raise EdgekdError(
@@ -60,7 +60,7 @@ def _inference_precision(build: Build) -> str:
         )
     if build.precision == "fp32" and chosen != "f32":
         raise EdgekdError(
-            f"An fp32 file gives the student's own logits, which {chosen} does not.",
+            f"An fp32 file must give the student's logits, which {chosen} does not.",
             "Export with --fp16 or --int8 for this inference precision.",
         )
     return chosen

@@ -1,4 +1,4 @@
-"""The writer for TensorRT: the ONNX file, what builds an engine from it on a device, and an engine where possible."""
+"""The writer for TensorRT: an ONNX file, scripts that build an engine on a device, and an engine if possible."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from edgekd.targets.trt.builders import Choice, choose, module
 
 ENGINE_FILE = "model.engine"
 MAX_BATCH = 32
-"""Largest batch an engine is built for; 1 is what it is tuned for."""
+"""Maximum batch size of an engine, which is tuned for a batch of 1."""
 EVALUATED_BY = "ONNX of the engine, run by ONNX Runtime; the engine itself was not run here"
 
 
 def write(order: Build) -> Written:
-    """Write `model.onnx`, `build.sh`, `build_engine.py`, and `model.engine` where a builder is on this machine.
+    """Write `model.onnx`, `build.sh`, `build_engine.py`, and `model.engine` if a builder is on this machine.
 
     Raises:
-        EdgekdError: an unknown compute capability, a graph that TensorRT would refuse or misread, or a failed build.
+        EdgekdError: the compute capability is unknown, TensorRT would refuse or misread the graph, or the build fails.
     """
     capabilities = _capabilities(order.options.get("compute_capability"))
     choice = choose(capabilities, precision=order.precision)
@@ -64,16 +64,16 @@ def write(order: Build) -> Written:
 
 
 def check_legal(path: Path) -> list[str]:
-    """Return what accepts the file as it is meant: edgekd's rules, and every TensorRT parser on this machine.
+    """Check a file with edgekd's rules and every TensorRT parser on this machine; return the names of the checks.
 
     Raises:
-        EdgekdError: one of them refuses it; the first reason.
+        EdgekdError: a check fails.
     """
     broken = findings(onnx.load(path))
     if broken:
         raise EdgekdError(
-            f"TensorRT would not take this model as it is meant ({len(broken)} findings): {broken[0]}",
-            "If an older edgekd exported the fp32 artifact beside it, export that again with --overwrite.",
+            f"TensorRT would refuse or misread this model ({len(broken)} findings): {broken[0]}",
+            "If an older edgekd exported the fp32 artifact, export that again with --overwrite.",
         )
     accepted = ["edgekd's rules"]
     for name in ("tensorrt", "tensorrt-rtx"):
@@ -99,14 +99,14 @@ def _capabilities(given: Any) -> tuple[str, ...]:
     wrong = [part for part in parts if not re.fullmatch(r"\d{1,2}\.\d", part)]
     if wrong:
         raise EdgekdError(
-            f'"{wrong[0]}" is no compute capability.',
+            f'"{wrong[0]}" is not a compute capability.',
             "Give numbers like 8.6,8.9, separated by commas.",
         )
     return tuple(parts)
 
 
 def _build_engine(choice: Choice, folder: Path) -> list[str]:
-    """Write the engine where a builder is on this machine; return the files written."""
+    """Write the engine if a builder is on this machine; return the written files."""
     if choice.builder is None:
         return []
     ahead = choice.capabilities if choice.builder == "tensorrt-rtx" else ()

@@ -1,4 +1,4 @@
-"""What a target's writer is given and what it leaves: the seam between export and the formats."""
+"""Interface of a target's writer: its input `Build` and its result `Written`."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ from edgekd.targets.devices.payload import write_agent
 from edgekd.targets.feed import Feed, feed_of
 
 AGENT_FILE = "edgekd-agent.pyz"
-"""Beside a model that ends in an embedding: classifies and adds classes with Python, numpy, Pillow and the runtime."""
+"""The device agent next to a model that ends in an embedding, which classifies images and adds classes."""
 
 
 @dataclass(frozen=True)
 class Build:
-    """A model in torch and everything that a writer needs."""
+    """A torch model and everything else that a writer needs."""
 
     model: Deployable
     folder: Path
-    """Where to write; it becomes the artifact's folder when everything has succeeded."""
+    """Folder to write to, which becomes the artifact's folder on success."""
     precision: Precision
     preprocess: Preprocess
     classes: tuple[str, ...]
     metadata: Mapping[str, str]
-    """For the file itself: classes, preprocess, provenance, each as JSON."""
+    """Metadata of the file: classes, preprocess, provenance, each as JSON."""
     calibration: NDArray[np.uint8] | None
-    """`[N, H, W, 3]`, images of the training domains; there for the target's `calibrated` precisions."""
+    """`[N, H, W, 3]`, images of the training domains, for the target's `calibrated` precisions."""
     fp32_onnx: Path | None
-    """The same model as an fp32 ONNX file, where one has been exported already."""
+    """The same model as an fp32 ONNX file, if it was exported before."""
     options: Mapping[str, Any]
-    """The target's own switches, checked against `Target.options`."""
+    """Options of the target, as in `Target.options`."""
     budget: AccuracyBudget | None = None
-    """What int8 may cost, where there is a limit."""
+    """Maximum loss of int8, if there is a limit."""
     calibrator: Calibrator = "minmax"
-    """How int8 ranges are chosen, where the target leaves the choice."""
+    """Calibrator of int8 ranges, if the target has a choice."""
     bank: ClassBank | None = None
-    """The class vectors, where the model ends in an embedding."""
+    """Class vectors of a model that ends in an embedding."""
     input: Input = "uint8"
-    """What the file takes."""
+    """Input of the file."""
 
     @property
     def image(self) -> TensorSpec:
-        """The one input every target but Core ML shares; its batch is free."""
+        """Return the input of all targets but Core ML, with a free batch."""
         size = self.preprocess.size
         shape: tuple[str | int, ...] = ("batch", size, size, 3)
         dtype, layout = "uint8", "NHWC RGB"
@@ -74,12 +74,12 @@ class Build:
 
     @property
     def feed(self) -> Feed:
-        """uint8 `[B, H, W, 3]` → what the finished file takes."""
+        """Return the function from uint8 `[B, H, W, 3]` to the input of the finished file."""
         return feed_of(self.image.model_dump(), self.preprocess.model_dump())
 
     @property
     def output(self) -> TensorSpec:
-        """The one output every target but Core ML shares."""
+        """Return the output of all targets but Core ML."""
         if self.bank is None:
             shape = ("batch", len(self.classes))
             return TensorSpec(name="logits", dtype="float32", shape=shape, layout="NC")
@@ -88,12 +88,12 @@ class Build:
         return TensorSpec(name="embedding", dtype="float32", shape=shape, layout=layout)
 
     def logits(self, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits `[B, C]` of what the file gives `[B, …]`."""
+        """Return the logits `[B, C]` for the outputs of the file `[B, …]`."""
         return outputs if self.bank is None else self.bank.logits(outputs)
 
     @contextlib.contextmanager
     def fp32_file(self) -> Iterator[Path]:
-        """Yield a temporary fp32 ONNX file of the model, which takes pixels."""
+        """Yield a temporary fp32 ONNX file of the model with uint8 input."""
         path = self.folder / "fp32.onnx"
         fp32_onnx(self, path)
         yield path
@@ -121,24 +121,24 @@ class Build:
 
 @dataclass(frozen=True)
 class Written:
-    """What the folder holds now."""
+    """The files written by a writer."""
 
     format: str
     files: tuple[str, ...]
-    """Relative to the folder, the model first."""
+    """Paths relative to the folder, the model first."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     quantization: dict[str, Any] | None = None
     details: dict[str, Any] = field(default_factory=dict)
-    """Further facts about this format for artifact.json: JSON values."""
+    """Further facts for artifact.json, as JSON values."""
     evaluate: Predictor | None = None
-    """The file's output, for the parity check where the format's runtime is not here; None runs a session."""
+    """Predictor for the parity check if the runtime is not available; None uses a session."""
     evaluated_by: str | None = None
-    """What `evaluate` is, for the parity record."""
+    """Name of `evaluate` for the parity record."""
 
 
 def fp32_onnx(build: Build, path: Path) -> None:
-    """Write the model as an fp32 ONNX file at `path`, from an earlier export where there is one."""
+    """Write the model as an fp32 ONNX file at `path`, or copy it from an earlier export."""
     if build.fp32_onnx is None:
         size, metadata = build.preprocess.size, dict(build.metadata)
         export_onnx(build.model, path, size=size, metadata=metadata, output=build.output.name)
@@ -147,7 +147,7 @@ def fp32_onnx(build: Build, path: Path) -> None:
 
 
 def write_onnx(build: Build, path: Path, scheme: Scheme[Any]) -> dict[str, Any] | None:
-    """Write the model as an ONNX file of the build's precision and input, fp32, fp16 or int8 by `scheme`, at `path`.
+    """Write the model as an ONNX file at `path` in the build's precision and input; int8 uses `scheme`.
 
     Returns:
         As `Build.quantize`; None for the other precisions.
@@ -169,7 +169,7 @@ def write_onnx(build: Build, path: Path, scheme: Scheme[Any]) -> dict[str, Any] 
 
 
 def agent_beside(build: Build) -> tuple[str, ...]:
-    """Write the agent beside a model that ends in an embedding, so that a device can add classes; return the files."""
+    """Write the agent next to a model that ends in an embedding; return its file names."""
     if build.bank is None:
         return ()
     write_agent(build.folder / AGENT_FILE)
@@ -178,10 +178,10 @@ def agent_beside(build: Build) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def converting(what: str) -> Iterator[None]:
-    """Keep a converter's progress messages off the terminal, and make any failure of it an `EdgekdError`.
+    """Hide the output of a converter, and turn its errors into an `EdgekdError`.
 
     Args:
-        what: the step, as the subject of the sentence.
+        what: the step, as the subject of the message.
     """
     output = io.StringIO()
     try:

@@ -1,4 +1,4 @@
-"""What the training loop trains: the student, its batches and views, and the targets of the loss terms."""
+"""The classification task of the training loop: student, batches, views, and targets of the loss terms."""
 
 from __future__ import annotations
 
@@ -34,52 +34,52 @@ from edgekd.distill.text_files import Descriptions
 
 @dataclass(eq=False)
 class Classification:
-    """One process's part of a run; `teacher`, `bank` and `targets` are None for recipes that need neither."""
+    """One process's part of a run; `teacher`, `bank` and `targets` are None for recipes that do not need them."""
 
     fabric: Fabric
     config: TrainConfig
     recipe: Recipe
     images: ImageSet
-    """The labelled images, and the unlabelled ones behind them."""
+    """The labelled images, followed by the unlabelled ones."""
     split: Split
     student: Student
     teacher: Teacher | None
     bank: TextBank | None
-    """Of the classes: what a text head predicts with."""
+    """Text bank of the classes, used by a text head."""
     targets: TextTargets | None
     described: Descriptions | None
-    """The classes' descriptions in the prompts."""
+    """Descriptions of the classes in the prompts."""
     sampler: Sampler
     steps: int
-    """Of all stages."""
+    """Number of steps of all stages."""
     class_weights: Tensor | None
-    """Factors on cross-entropies with the label, float `[C]`."""
+    """Class weights of cross-entropies with the label, float `[C]`."""
     source: BatchSource = field(init=False)
-    """Set by `prepare`: it may need the teacher for hours."""
+    """Set by `prepare`, which may run the teacher for hours."""
 
     @property
     def unlabelled(self) -> NDArray[np.int64]:
-        """Indices of the unlabelled images."""
+        """Return the indices of the unlabelled images."""
         return np.arange(len(self.images) - len(self.split.unlabelled), len(self.images))
 
     @property
     def trained(self) -> NDArray[np.int64]:
-        """Indices of all images that train, labelled or not."""
+        """Return the indices of all training images, labelled or not."""
         return np.concatenate([self.split.train, self.unlabelled])
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a term reads the teacher's image embeddings."""
+        """Return whether a term uses the teacher's image embeddings."""
         return "teacher" in self.recipe.needs
 
     @property
     def model(self) -> nn.Module:
-        """The student, before it is compiled or wrapped for several processes."""
+        """Return the student before it is compiled or wrapped for several processes."""
         return self.student
 
     @property
     def step_pixels(self) -> int:
-        """Pixels of the images that one process takes in a step: the student's, and those of a teacher beside it."""
+        """Return the pixels per step of one process, for the student and for an online teacher."""
         pixels = self.student.preprocess.size**2
         if self.source.teacher_store is not None and isinstance(self.teacher, ClipTeacher):
             pixels += math.prod(self.teacher.preprocess.shape)
@@ -135,7 +135,7 @@ class Classification:
         return replace(batch, partner=partner, own=own)
 
     def _batch(self, out: Tensor, teacher: Tensor | None, raw: RawBatch) -> Batch:
-        """The student's output with the targets of the images of `raw`."""
+        """Return the student's output with the targets of the images of `raw`."""
         targets, device = self.targets, self.fabric.device
         fields: dict[str, Any] = targets.fields(raw.indices, device) if targets else {}
         fields["smoothing"] = self.config.label_smoothing
@@ -175,7 +175,7 @@ class Classification:
         return source_loss(cast(Student, model), self.bank, self.images, self.split.val)
 
     def sample_embeddings(self, indices: NDArray[np.int64]) -> Tensor:
-        """Return the teacher's embeddings of images, float32 `[n, D]`: of their cached first view, if there is one."""
+        """Return the teacher's embeddings of images, float32 `[n, D]`, of their first cached view if there is one."""
         if self.source.embeddings is not None:
             return torch.from_numpy(self.source.embeddings(indices, np.zeros_like(indices)))
         assert self.teacher is not None
@@ -190,12 +190,12 @@ def make_batch(
     bank: TextBank | None,
     fields: Mapping[str, Any] | None = None,
 ) -> Batch:
-    """Return the student's output and its targets as the terms read them.
+    """Return the student's output and its targets as a `Batch`.
 
     Args:
-        out: what the student returned, float `[b, D]` or `[b, C]`.
+        out: the student's output, float `[b, D]` or `[b, C]`.
         teacher: the teacher's embeddings of the same views, float `[b, D]`.
-        bank: what the terms compare with. fields: further fields of `Batch`.
+        bank: text bank of the terms. fields: further fields of `Batch`.
     """
     found: dict[str, Any] = dict(fields or {})
     if student.embeds:

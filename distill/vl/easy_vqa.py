@@ -33,11 +33,11 @@ _UNKNOWN = "unknown"
 
 
 def load_easy_vqa(*, shifted: bool = False) -> VlData:
-    """Load the examples of both parts of easy-VQA; its pictures' roles are `train` and `test` as published.
+    """Load the examples of both parts of easy-VQA, with the published roles `train` and `test`.
 
     Args:
         shifted: sort pictures into the domains `seen` and `held-out` by their combination of colour and shape, and
-            leave out those whose questions do not name both (about one in eight).
+            skip those whose questions do not identify both (about one in eight).
 
     Raises:
         EdgekdError: the package is not installed.
@@ -105,7 +105,7 @@ def _package_folder() -> Path:
 
 
 def _image_set(root: Path, paths: list[str], combinations: list[str], shifted: bool) -> ImageSet:
-    # The class is the colour: every colour keeps a shape that trains, so the split can keep classes in proportion.
+    # The class is the colour. Every colour has a training shape, so the split can be stratified by class.
     colours = [name.split()[0] for name in combinations]
     classes = tuple(sorted(set(colours)))
     domains = ("held-out", "seen") if shifted else ("all",)

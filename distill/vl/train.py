@@ -1,6 +1,6 @@
-"""Train a vision-language student, with or without a teacher, on the loop, losses and checkpoints of `edgekd train`.
+"""Train a vision-language student, with the loop, losses and checkpoints of `edgekd train`.
 
-No augmentation: the teacher's patch vectors are computed once per picture, so the student must see the same picture.
+There is no augmentation, since the teacher's patch vectors are computed once per picture.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _SAMPLE = 512
 
 
 class Trained(nn.Module):
-    """All that trains: the student, and with a teacher the maps to its width."""
+    """The trained modules: the student, and with a teacher the maps to its width."""
 
     def __init__(self, student: VlStudent, maps: TokenMaps | None, frozen: bool) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Trained(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class RawExamples:
-    """A batch of a step: indices of examples, and their pictures or a frozen backbone's maps of them."""
+    """A batch: indices of examples, and their pictures or a frozen backbone's maps of them."""
 
     step: int
     indices: NDArray[np.int64]
@@ -112,21 +112,21 @@ class TokenDistillation:
         return RawExamples(step, indices, torch.from_numpy(np.array(self._store.batch(wanted))))
 
     def train_only(self, parts: tuple[str, ...]) -> None:
-        """Freeze the backbone where the settings require it; all other parts train."""
+        """Freeze the backbone if the settings require it; all other parts train."""
         backbone = self.model.student.backbone
         if backbone is not None and self.config.freeze_backbone:
             backbone.requires_grad_(False)
 
     def folds(self) -> list[Fold]:
-        """Return no BatchNorms: a map of features is not the output of the backbone's forward pass."""
+        """Return no BatchNorms, since feature maps are not the output of the backbone's forward pass."""
         return []
 
     def views(self, raw: RawExamples) -> Tensor:
-        """Return the pictures as they are."""
+        """Return the pictures unchanged."""
         return raw.pictures
 
     def teacher_features(self, raw: RawExamples) -> TeacherTokens | None:
-        """Return the teacher's token vectors, of the examples or, for the control, of others."""
+        """Return the teacher's token vectors of the examples, or of other examples for the control."""
         if self.targets is None:
             return None
         shuffled = self.config.shuffle_teacher
@@ -135,7 +135,7 @@ class TokenDistillation:
     def forward(
         self, model: nn.Module, views: Tensor, teacher: TeacherTokens | None, raw: RawExamples
     ) -> VlBatch:
-        """Return the student's states and their targets; of a `choice`, the states of the right candidate."""
+        """Return the student's states and their targets; for `choice`, the states of the correct candidate."""
         data = self.reader.data
         joint: Joint = model(views, self.reader.texts(raw.indices))
         logits, labels = joint.logits, torch.from_numpy(data.labels[raw.indices])
@@ -146,10 +146,10 @@ class TokenDistillation:
         return VlBatch(labels=labels, logits=logits, joint=joint, generator=generator, **found)
 
     def update(self, teacher: TeacherTokens | None) -> None:
-        """Do nothing: no state follows the teacher."""
+        """Do nothing: no state depends on the teacher."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return no state: batches and random choices are functions of the step."""
+        """Return no state: batches and random choices depend only on the step."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -161,7 +161,7 @@ class TokenDistillation:
         return [data.images.ids[i] for i in data.image_of[raw.indices]]
 
     def accuracy(self, model: nn.Module) -> float:
-        """Return the share of right answers on a sample of the validation examples, 0–1."""
+        """Return the fraction of correct answers on a sample of the validation examples, 0–1."""
         student, shown = self.model.student, subset(self.split.val, _VAL_EXAMPLES)
         return accuracy(student.eval(), self.reader, shown, frozen=self.config.freeze_backbone)
 
@@ -181,7 +181,7 @@ class TokenDistillation:
 
 
 def own_candidates(joint: Joint, labels: Tensor) -> Joint:
-    """Return the states of the right candidate of each example, one of the K rows that it has."""
+    """Return the states of the correct candidate among the K rows of each example."""
     rows = torch.arange(len(labels)) * joint.logits.shape[1] + labels
     return Joint(joint.logits, joint.cls[rows], joint.patches[rows], joint.text[rows])
 
@@ -190,7 +190,7 @@ def train_vl(config: VlTrainConfig) -> VlRun:
     """Train a student and write its run folder.
 
     Raises:
-        EdgekdError: anything the user can mend, before training starts wherever possible.
+        EdgekdError: a user error, before training starts whenever possible.
     """
     out, resume = config.folder, config.resume
     if resume:
@@ -212,7 +212,7 @@ def _train(config: VlTrainConfig, out: Path, *, resume: bool) -> None:
     teacher = read_tokens(load_teacher(config.teacher)) if config.distil else None
     length = tokens.length_of(data.texts, min(teacher.context, 77) if teacher else 77)
     torch.manual_seed(config.seed)
-    # Only words that train get rows: another word's row would stay random, and cost a device memory.
+    # Only training words get rows: rows of other words would stay random and take memory on a device.
     ids = tokens.tokenize(data.texts, length)
     rows = tokens.token_rows(ids[torch.from_numpy(np.unique(data.text_of[split.train]))])
     student, preprocess, grid = build_student(config, rows, length, len(data.answers))
@@ -270,7 +270,7 @@ def _train(config: VlTrainConfig, out: Path, *, resume: bool) -> None:
 
 
 def _loop_settings(config: VlTrainConfig, out: Path) -> TrainConfig:
-    """The settings of the training loop. BatchNorm statistics are frozen where the backbone is pretrained."""
+    """Return the settings of the training loop. BatchNorm statistics are frozen if the backbone is pretrained."""
     pretrained = config.pretrained != "scratch" or config.student_weights is not None
     return TrainConfig(
         steps=config.steps,

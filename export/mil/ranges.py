@@ -1,4 +1,4 @@
-"""Where half precision would hurt: the range of every operation's result on real images, before anything is rounded."""
+"""Range analysis for half precision: the ranges of all results of a float32 program on real images."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from edgekd.export.mil.program import MilProgram, Op
 
 FP16_MAX = 65504.0
 FP16_MIN_NORMAL = 2.0**-14
-"""Smaller numbers lose digits in half precision, and an accelerator may take them for zero."""
+"""Smallest normal number; below it half precision loses digits, and an accelerator may flush to zero."""
 MAX_ROUNDING = 0.01
-"""Share of a tensor's length that rounding may move. Half precision moves 0.0003 where all numbers are in range."""
+"""Maximum relative rounding error of a tensor. It is 0.0003 in half precision if all numbers are in range."""
 
 
 @dataclass(frozen=True)
 class Hazard:
-    """A layer whose result half precision cannot hold."""
+    """A layer whose result does not fit half precision."""
 
     layer: str
     op: str
     kind: Literal["overflow", "underflow", "sum"]
-    """Too large; too small; or in range, but made of a sum that is not."""
+    """Result too large, too small, or in range but with an intermediate sum out of range."""
     largest: float
-    """Largest magnitude: of the result, or of the sum inside."""
+    """Largest magnitude of the result or of the intermediate sum."""
     rounding: float
-    """Share of the result's length that rounding moves, infinity for an overflow."""
+    """Relative rounding error of the result, infinity for an overflow."""
 
     @property
     def sentence(self) -> str:
@@ -41,7 +41,7 @@ class Hazard:
             "overflow": f"reaches {self.largest:.3g}, above half precision's 65504",
             "underflow": f"loses {100 * self.rounding:.0f} % in half precision: its largest value is "
             f"{self.largest:.2g}",
-            "sum": f"sums up to {self.largest:.3g} inside, above half precision's 65504",
+            "sum": f"has intermediate sums of {self.largest:.3g}, above half precision's 65504",
         }
         return f"{self.layer} ({self.op}) {what[self.kind]}"
 
@@ -52,7 +52,7 @@ class Hazard:
 
 @dataclass(frozen=True)
 class Ranges:
-    """What half precision would do to each layer of a program, and the program's logits on the same images."""
+    """Ranges and half-precision hazards of a program's layers, and its logits on the same images."""
 
     hazards: tuple[Hazard, ...]
     lows: dict[str, float]
@@ -65,10 +65,10 @@ class Ranges:
 def measure_ranges(program: MilProgram, images: NDArray[np.uint8]) -> Ranges:
     """Run `program` in float32 on RGB uint8 `[B, H, W, 3]` and measure every result.
 
-    Numbers below the smallest normal one count as lost, since an accelerator may flush them to zero.
+    Numbers below the smallest normal one count as zero, since an accelerator may flush them.
 
     Raises:
-        EdgekdError: the program gives numbers that are not finite even in float32.
+        EdgekdError: results are not finite even in float32.
     """
     name = program.logits
     outputs, seen = evaluate(program, images, [name], "float32", _statistics)
@@ -98,9 +98,9 @@ def measure_ranges(program: MilProgram, images: NDArray[np.uint8]) -> Ranges:
 
 
 def layers_to_keep(program: MilProgram, hazards: Iterable[Hazard]) -> set[str]:
-    """Return the layers that must stay in float32: those whose result half precision cannot hold, and their readers.
+    """Return the layers that must stay in float32: those whose result does not fit half precision, and their consumers.
 
-    A sum inside a layer is not among the reasons: engines add up in wider numbers than they store, as far as is known.
+    Intermediate sums do not count, since engines accumulate in wider numbers, as far as is known.
     """
     bad = {hazard.layer for hazard in hazards if hazard.kind != "sum"}
     tensors = {output for op in program.ops if op.name in bad for output in op.outputs}
@@ -108,10 +108,9 @@ def layers_to_keep(program: MilProgram, hazards: Iterable[Hazard]) -> set[str]:
 
 
 def _statistics(op: Op, given: dict[str, Any], outputs: tuple[Tensor, ...]) -> Tensor:
-    """Return float32 `[5]`: smallest, largest, what rounding moves, the length, and the largest sum inside.
+    """Return float32 `[5]`: minimum, maximum, rounding error, length, and largest intermediate sum.
 
-    The third and the fourth are mean squares in units of the largest magnitude, so that neither tiny nor huge numbers
-    leave float32's range when they are squared.
+    The third and fourth are mean squares in units of the largest magnitude, so that squares stay in float32's range.
     """
     x = torch.cat([output.flatten() for output in outputs])
     half = x.clamp(-FP16_MAX, FP16_MAX).half().float()
@@ -122,7 +121,7 @@ def _statistics(op: Op, given: dict[str, Any], outputs: tuple[Tensor, ...]) -> T
 
 
 def _largest_sum(op: Op, given: dict[str, Any], output: Tensor) -> Tensor:
-    """Return the largest total that the operation would pass through if it added before it divided."""
+    """Return the largest sum of the operation if it adds before it divides."""
     if op.kind not in ("reduce_mean", "layer_norm"):
         return torch.zeros(())
     x: Tensor = given["x"]

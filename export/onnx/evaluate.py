@@ -1,4 +1,4 @@
-"""The output of an ONNX file: as it is written, operator by operator, or as ONNX Runtime runs it. Needs no torch."""
+"""Predictors for ONNX files, operator by operator or optimised by ONNX Runtime, without torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ ONNX_FILE = "model.onnx"
 
 
 def onnx_evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
-    """Return the ONNX file as it is written, run by ONNX Runtime on the CPU.
+    """Return a predictor that runs the ONNX file operator by operator in ONNX Runtime on the CPU.
 
-    Without graph optimisation: that would drop roundings to half precision and quantize biases, which no engine does.
+    Graph optimisation is off, since it drops roundings to half precision and quantizes biases, which no engine does.
 
     Args:
         feed: uint8 `[B, H, W, 3]` → the file's input.
@@ -31,7 +31,7 @@ def onnx_evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
 
 
 def runtime_evaluator(path: Path) -> Predictor:
-    """Return an ONNX file that takes pixels, as ONNX Runtime runs it on one CPU thread."""
+    """Return a predictor for an ONNX file with uint8 input in ONNX Runtime on one CPU thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return _evaluator(path, options, as_pixels)
@@ -39,7 +39,7 @@ def runtime_evaluator(path: Path) -> Predictor:
 
 def _evaluator(path: Path, options: onnxruntime.SessionOptions, feed: Feed) -> Predictor:
     options.log_severity_level = 4
-    # From bytes: the file is renamed with its folder while this is alive.
+    # Loaded from bytes, since the file is renamed with its folder while the session is open.
     session = onnxruntime.InferenceSession(
         path.read_bytes(), options, providers=["CPUExecutionProvider"]
     )
@@ -52,5 +52,5 @@ def _evaluator(path: Path, options: onnxruntime.SessionOptions, feed: Feed) -> P
 
 
 def reference(artifact: Artifact, folder: Path) -> Predictor:
-    """Return the ONNX file in an artifact's folder as ONNX Runtime computes it."""
+    """Return a predictor for the ONNX file in an artifact's folder."""
     return onnx_evaluator(folder / ONNX_FILE, feed_for(artifact.model_dump(mode="json")))

@@ -566,7 +566,7 @@ def test_a_sum_inside_is_reported_but_changes_nothing() -> None:
     hazards = measure_ranges(program, IMAGES).hazards
     assert [(h.layer, h.kind) for h in hazards] == [("mean", "sum")]
     assert hazards[0].largest == pytest.approx(1600 * means().max(), rel=1e-5)
-    assert "sums up to" in hazards[0].sentence
+    assert "intermediate sums of" in hazards[0].sentence
     assert layers_to_keep(program, hazards) == set()
 
 

@@ -140,7 +140,7 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch, colours: Path) -> None:
         load_vl_data("vgq", "easy-vqa")
     with pytest.raises(EdgekdError, match="needs questions"):
         load_vl_data("vqa", str(colours))
-    with pytest.raises(EdgekdError, match="holds questions"):
+    with pytest.raises(EdgekdError, match="questions"):
         load_vl_data("ve", "easy-vqa")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""`edgekd fetch`."""
+"""Options of `edgekd fetch`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class FetchConfig(Config):
     """Weights for a machine without a network."""
 
     teacher: str = option(kw_only=False)
-    """NAME:TAG (open_clip) or hf-hub:ORG/MODEL."""
+    """Teacher: NAME:TAG (open_clip) or hf-hub:ORG/MODEL."""
     students: Items = option(default=(), kw_only=False)
-    """Friendly or timm names."""
+    """Students, by short or timm name."""
     to: AnyPath
-    """Folder to write into; what it holds already stays as it is."""
+    """Folder to write to; existing files in it are not changed."""

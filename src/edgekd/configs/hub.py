@@ -1,4 +1,4 @@
-"""`edgekd push` and `edgekd pull`: models on the Hugging Face Hub."""
+"""Options of `edgekd push` and `edgekd pull`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from edgekd.configs.base import AnyPath, Config, option
 
 
 class PushConfig(Config):
-    """A model for the Hub."""
+    """An upload to the Hub."""
 
     model: AnyPath = option(kw_only=False)
-    """Run folder (student, exported files, newest benchmark's model card) or artifact folder (that file alone)."""
+    """Run folder (uploads student, exported files and the newest model card) or artifact folder (uploads that file)."""
     repo: str = option(kw_only=False)
-    """ORG/NAME on the Hub; created where it is not there yet."""
+    """Repository on the Hub, ORG/NAME; created if it does not exist."""
     private: bool = False
-    """Create it as a private repository."""
+    """Create a private repository."""
 
 
 class PullConfig(Config):
-    """A model from the Hub."""
+    """A download from the Hub."""
 
     repo: str = option(kw_only=False)
-    """ORG/NAME on the Hub."""
+    """Repository on the Hub, ORG/NAME."""
     out: AnyPath
-    """New folder."""
+    """New folder to write."""

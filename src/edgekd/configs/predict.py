@@ -1,4 +1,4 @@
-"""`edgekd predict` and `edgekd demo`: a finished model at work."""
+"""Options of `edgekd predict` and `edgekd demo`."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ class PredictConfig(Config):
     """Predictions for images."""
 
     model: AnyPath = option(kw_only=False)
-    """Run folder (its student) or artifact folder (the exported file; torch is not needed)."""
+    """Run folder (to use its student) or artifact folder (to use the exported file, without torch)."""
     images: Items = option(kw_only=False, min_length=1)
     """Image files, folders, video files, or camera:0."""
     top: int = option(default=5, ge=1)
-    """Classes to name for each image."""
+    """Number of classes to print per image."""
     csv: OptionalPath = option(default=None)
-    """Write them into this new CSV file too."""
+    """New CSV file to write the predictions to."""
     as_json: bool = option(default=False, flag="--json")
-    """Print one JSON object for each image."""
+    """Print one JSON object per image."""
     annotate: OptionalPath = option(default=None)
-    """Write a copy of each image with its class into this new folder."""
+    """New folder for copies of the images with their class."""
     every: int = option(default=1, ge=1)
-    """Of a video or a camera, predict one of so many frames."""
+    """Classify every N-th frame of a video or a camera."""
     threads: int | None = option(default=None, ge=1, le=MOST_THREADS)
-    """Threads of an exported file's runtime. Default: the runtime's choice."""
+    """Threads of the exported file's runtime. Default: the runtime's choice."""
 
 
 class DemoConfig(Config):
-    """A local page to try a model on."""
+    """A local web page to try a model."""
 
     model: AnyPath = option(kw_only=False)
-    """Run folder (teacher, student and every exported file) or artifact folder."""
+    """Run folder (for teacher, student and every exported file) or artifact folder."""
     port: int = option(default=8765, ge=0, le=65535)
-    """Port on this machine; 0 takes a free one."""
+    """Port on this machine; 0 selects a free one."""
