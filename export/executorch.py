@@ -26,7 +26,7 @@ def write(build: Build) -> Written:
         EdgekdError: an operator that it does not take.
     """
     _load()
-    size = build.preprocess.size
+    size = build.source.preprocess.size
     example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     with converting("Lowering to ExecuTorch"):
         program, quantization = _lowered(build, example)
@@ -52,11 +52,11 @@ def _lowered(build: Build, example: torch.Tensor) -> tuple[bytes, dict[str, Any]
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    model: torch.nn.Module = build.model.eval()
+    model: torch.nn.Module = build.source.model.eval()
     quantization = None
-    if build.precision == "int8":
-        assert build.calibration is not None
-        model, quantization = quantize(build.model, example, build.calibration)
+    if build.config.precision == "int8":
+        assert build.source.calibration is not None
+        model, quantization = quantize(build.source.model, example, build.source.calibration)
     graph = torch.export.export(model, (example,))
     edge = to_edge_transform_and_lower(graph, partitioner=[XnnpackPartitioner()])
     return bytes(edge.to_executorch().buffer), quantization

@@ -6,8 +6,7 @@ It is the deployed form of the trained network: branches that exist for training
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError
+from edgekd.core.predictor import in_batches
 from edgekd.core.preprocess import Preprocess
 
 M = TypeVar("M", bound=nn.Module)
@@ -140,17 +140,7 @@ def fold_head(projector: nn.Linear | None, bank: Tensor, scale: float) -> nn.Lin
     return head.requires_grad_(False)
 
 
-@dataclass(frozen=True)
-class Fused(Generic[M]):
-    """A network in its deployed form."""
-
-    model: M
-    """A copy in eval mode where something was fused, else the given network."""
-    error: float | None
-    """Largest difference of the outputs, as a share of their range; None where nothing was fused."""
-
-
-def fuse(model: M, example: Tensor) -> Fused[M]:
+def fuse(model: M, example: Tensor) -> tuple[M, float | None]:
     """Return the deployed form of `model`: its re-parameterizable blocks and BatchNorm layers fused, by timm.
 
     Families bring their own `fuse`, `reparameterize` or `switch_to_deploy` (RepVGG, MobileOne, FastViT, RepViT, LeViT,
@@ -159,22 +149,26 @@ def fuse(model: M, example: Tensor) -> Fused[M]:
 
     Args:
         example: what `model` takes, a batch of any values.
+
+    Returns:
+        A copy in eval mode, and the largest difference of the outputs as a share of their range; `model` itself and
+        None where nothing was fused.
     """
     from timm.utils import reparameterize_model
 
     if getattr(model, "is_fused", False) or not _has_branches(model):
-        return Fused(model, None)
+        return model, None
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             fused = reparameterize_model(model)
             if _layers(fused) == _layers(model):
-                return Fused(model, None)
+                return model, None
             wanted, found = model(example).double(), fused(example).double()
     except Exception as error:  # a family's own code; one such method may raise where it ran before
         warn(f"The student is not fused for inference, because that fails ({error}).")
-        return Fused(model, None)
+        return model, None
     finally:
         model.train(was_training)
     span = float(wanted.max() - wanted.min()) or 1.0
@@ -184,9 +178,9 @@ def fuse(model: M, example: Tensor) -> Fused[M]:
             f"The student is not fused for inference, because its outputs would differ by {difference:.2g} of their "
             f"range, above {MAX_ERROR:g}."
         )
-        return Fused(model, None)
+        return model, None
     fused.is_fused = True  # some families' blocks cannot be fused twice
-    return Fused(fused, difference)
+    return fused, difference
 
 
 def _has_branches(model: nn.Module) -> bool:
@@ -203,13 +197,15 @@ def torch_logits(model: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.floa
     was_training = model.training
     model.eval()
     device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
-    parts = []
+
+    def predict(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = (
+            model(torch.from_numpy(np.array(batch)).to(device)).float().cpu().numpy()
+        )
+        return found
+
     try:
         with torch.inference_mode():
-            for start in range(0, len(images), _BATCH):
-                batch = torch.from_numpy(np.array(images[start : start + _BATCH])).to(device)
-                parts.append(model(batch).float().cpu())
+            return in_batches(predict, images, _BATCH)
     finally:
         model.train(was_training)
-    logits: NDArray[np.float32] = torch.cat(parts).numpy()
-    return logits

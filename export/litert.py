@@ -32,13 +32,13 @@ def write(build: Build) -> Written:
         EdgekdError: an operator that litert-torch or the quantizer does not take.
     """
     _load()
-    size, path = build.preprocess.size, build.folder / MODEL_FILE
+    size, path = build.source.preprocess.size, build.folder / MODEL_FILE
     with tempfile.TemporaryDirectory() as scratch:
-        base = path if build.precision == "fp32" else Path(scratch) / MODEL_FILE
+        base = path if build.config.precision == "fp32" else Path(scratch) / MODEL_FILE
         _convert(build, base, torch.zeros(1, size, size, 3, dtype=torch.uint8))
         quantization = None if base == path else _quantize(build, base, path)
-    if build.bank is None:
-        _attach_labels(path, build.classes)
+    if build.source.bank is None:
+        _attach_labels(path, build.source.classes)
     output = build.output.model_copy(update={"shape": (1, *build.output.shape[1:])})
     image = TensorSpec(name=INPUT, dtype="uint8", shape=(1, size, size, 3), layout="NHWC RGB")
     return Written(
@@ -72,7 +72,7 @@ def _convert(build: Build, path: Path, example: torch.Tensor) -> None:
     import litert_torch
 
     with converting("Conversion by litert-torch"):
-        model = litert_torch.convert(build.model.eval(), sample_kwargs={INPUT: example})
+        model = litert_torch.convert(build.source.model.eval(), sample_kwargs={INPUT: example})
         model.export(str(path))
 
 
@@ -80,11 +80,12 @@ def _quantize(build: Build, base: Path, path: Path) -> dict[str, Any] | None:
     """Write `base` with fewer bits to `path`, and return the record of what was calibrated."""
     from ai_edge_quantizer import quantizer, recipe
 
-    with converting(f"{build.precision} by ai-edge-quantizer"):
-        if build.precision == "int8":
-            assert build.calibration is not None
-            return quantize(base, path, build.calibration, build.calibrator)
-        rules = _half() if build.precision == "fp16" else recipe.weight_only_wi8_afp32()
+    precision, images = build.config.precision, build.source.calibration
+    with converting(f"{precision} by ai-edge-quantizer"):
+        if precision == "int8":
+            assert images is not None
+            return quantize(base, path, images, build.calibrator)
+        rules = _half() if precision == "fp16" else recipe.weight_only_wi8_afp32()
         work = quantizer.Quantizer(str(base), rules)
         work.quantize(enable_progress_report=False).export_model(str(path))
     return None

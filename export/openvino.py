@@ -28,18 +28,18 @@ def write(build: Build) -> Written:
     """
     openvino = load_openvino()
     computes_in = _inference_precision(build)
-    path = build.folder / MODEL_FILES[0]
-    quantization = None
+    source, precision = build.source, build.config.precision
+    path, quantization = build.folder / MODEL_FILES[0], None
     with build.fp32_file() as base:
-        if build.calibration is not None:
-            check_calibration(build.calibration, onnx.load(base))
-        if build.input == "float":
+        if precision == "int8" and source.calibration is not None:
+            check_calibration(source.calibration, onnx.load(base))
+        if build.config.input == "float":
             rewrite(base, base, with_float_input)
-        if build.precision == "int8":
-            scheme = OpenVinoInt8(build.metadata, build.feed, embeds=build.bank is not None)
+        if precision == "int8":
+            scheme = OpenVinoInt8(source.metadata, build.feed, embeds=source.bank is not None)
             quantization = build.quantize(scheme, base, path)
         else:
-            save(read(base), path, build.metadata, halved=build.precision != "fp32")
+            save(read(base), path, source.metadata, halved=precision != "fp32")
     return Written(
         format="openvino",
         files=(*MODEL_FILES, *agent_beside(build)),
@@ -52,13 +52,13 @@ def write(build: Build) -> Written:
 
 def _inference_precision(build: Build) -> str:
     """Return what the file's float layers compute in; `f32` unless the option is set."""
-    chosen = str(build.options.get("inference_precision") or "f32")
+    chosen = build.config.inference_precision or "f32"
     if chosen not in INFERENCE_PRECISIONS:
         raise EdgekdError(
             f'OpenVINO has no inference precision "{chosen}".',
             did_you_mean(chosen, INFERENCE_PRECISIONS),
         )
-    if build.precision == "fp32" and chosen != "f32":
+    if build.config.precision == "fp32" and chosen != "f32":
         raise EdgekdError(
             f"An fp32 file gives the student's own logits, which {chosen} does not.",
             "Export with --fp16 or --int8 for this inference precision.",

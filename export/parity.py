@@ -148,10 +148,7 @@ def check(
 def runner(
     folder: Path, artifact: Artifact, *, threads: int | None = None
 ) -> tuple[Predictor, str]:
-    """Return what gives an artifact's logits here, and its name.
-
-    That is its own runtime, or the reference evaluator of its target, as at the export.
-    """
+    """Return what gives an artifact's logits here, its own runtime or the reference of its target, and its name."""
     target = target_of(artifact.format)
     if target.reference is None or not target.compared_by_reference:
         try:
@@ -160,8 +157,8 @@ def runner(
         except NotHere:
             if target.reference is None:
                 raise
-    evaluate: Predictor = importlib.import_module(target.reference).reference(artifact, folder)
-    name = f"edgekd's reference evaluator of {target.name}"
+    module = importlib.import_module(target.reference)
+    evaluate, name = module.reference(artifact, folder)
     if artifact.bank is None:
         return evaluate, name
     bank = read_bank(folder / artifact.bank)

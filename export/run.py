@@ -28,7 +28,8 @@ from edgekd.distill.classification.load import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
 from edgekd.distill.inputs.batches import pixel_batches
 from edgekd.distill.loggers import attach_to_run
-from edgekd.export.artifact import Source, export_model
+from edgekd.export.artifact import export_model
+from edgekd.export.build import Source
 from edgekd.export.graph import Deployable, fold_head
 from edgekd.export.parity import MIN_AGREEMENT
 from edgekd.export.quantize.search import AccuracyBudget

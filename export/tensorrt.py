@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import onnx
 
@@ -13,7 +12,7 @@ from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import TensorSpec
 from edgekd.export.build import Build, Written, write_onnx
-from edgekd.export.onnx.evaluate import ONNX_FILE, onnx_evaluator
+from edgekd.export.onnx.evaluate import ONNX_FILE
 from edgekd.export.quantize.tensorrt import TensorRtInt8
 from edgekd.export.quantize.tensorrt_rules import findings
 from edgekd.targets.trt.build import BuildError, build, parse
@@ -22,7 +21,6 @@ from edgekd.targets.trt.builders import Choice, choose, module
 ENGINE_FILE = "model.engine"
 MAX_BATCH = 32
 """Largest batch an engine is built for; 1 is what it is tuned for."""
-EVALUATED_BY = "ONNX of the engine, run by ONNX Runtime; the engine itself was not run here"
 
 
 def write(order: Build) -> Written:
@@ -31,8 +29,8 @@ def write(order: Build) -> Written:
     Raises:
         EdgekdError: an unknown compute capability, a graph that TensorRT would refuse or misread, or a failed build.
     """
-    capabilities = _capabilities(order.options.get("compute_capability"))
-    choice = choose(capabilities, precision=order.precision)
+    capabilities = _capabilities(order.config.compute_capability)
+    choice = choose(capabilities, precision=order.config.precision)
     if choice.builder is None:
         say(f"tensorrt: a bundle to build on the device, because {choice.why}")
     else:
@@ -42,7 +40,6 @@ def write(order: Build) -> Written:
     checked = check_legal(path)
     engine = _build_engine(choice, order.folder)
     _write_bundle(order.folder, order.image)
-    runs_here = choice.builder == "tensorrt"
     return Written(
         format="tensorrt",
         files=(*engine, ONNX_FILE, "build.sh", "build_engine.py"),
@@ -58,8 +55,6 @@ def write(order: Build) -> Written:
             "checked": checked,
             "not_verified": _not_verified(choice),
         },
-        evaluate=None if runs_here else onnx_evaluator(path, order.feed),
-        evaluated_by=None if runs_here else EVALUATED_BY,
     )
 
 
@@ -93,9 +88,9 @@ def check_legal(path: Path) -> list[str]:
     return accepted
 
 
-def _capabilities(given: Any) -> tuple[str, ...]:
+def _capabilities(given: str | None) -> tuple[str, ...]:
     """`8.6,8.9` → `("8.6", "8.9")`."""
-    parts = [] if given is None else [part.strip() for part in str(given).split(",")]
+    parts = [] if given is None else [part.strip() for part in given.split(",")]
     wrong = [part for part in parts if not re.fullmatch(r"\d{1,2}\.\d", part)]
     if wrong:
         raise EdgekdError(

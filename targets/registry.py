@@ -51,7 +51,8 @@ class Target:
     timed_at_export: bool = False
     """Whether its files run on the machine that exports them."""
     reference: str | None = None
-    """Module in export/ with `reference(artifact, folder) -> Predictor`, which evaluates a file without its runtime."""
+    """Module in export/ with `reference(artifact, folder) -> (Predictor, name)`, which evaluates a file without its
+    runtime."""
     compared_by_reference: bool = False
     """Whether logits for a comparison come from `reference` even where the runtime is at hand."""
 

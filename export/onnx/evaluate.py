@@ -14,6 +14,7 @@ from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.session import feed_for
 
 ONNX_FILE = "model.onnx"
+EVALUATED_BY = "ONNX of the engine, run by ONNX Runtime; the engine itself was not run here"
 
 
 def onnx_evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
@@ -51,6 +52,7 @@ def _evaluator(path: Path, options: onnxruntime.SessionOptions, feed: Feed) -> P
     return run
 
 
-def reference(artifact: Artifact, folder: Path) -> Predictor:
-    """Return the ONNX file in an artifact's folder as ONNX Runtime computes it."""
-    return onnx_evaluator(folder / ONNX_FILE, feed_for(artifact.model_dump(mode="json")))
+def reference(artifact: Artifact, folder: Path) -> tuple[Predictor, str]:
+    """Return the ONNX file in an artifact's folder as ONNX Runtime computes it, and what that is."""
+    feed = feed_for(artifact.model_dump(mode="json"))
+    return onnx_evaluator(folder / ONNX_FILE, feed), EVALUATED_BY

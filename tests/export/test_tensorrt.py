@@ -24,12 +24,12 @@ from edgekd.core.manifest import read_artifact
 from edgekd.core.preprocess import Preprocess
 from edgekd.export import tensorrt as writer
 from edgekd.export.graph import Deployable, torch_logits
-from edgekd.export.onnx.evaluate import onnx_evaluator
+from edgekd.export.onnx.evaluate import EVALUATED_BY, onnx_evaluator
 from edgekd.export.onnx.graphs import output_axis
 from edgekd.export.onnx.write import export_onnx
 from edgekd.export.quantize.tensorrt import TensorRtInt8, int8_scales
 from edgekd.export.quantize.tensorrt_rules import findings
-from edgekd.export.tensorrt import EVALUATED_BY, check_legal
+from edgekd.export.tensorrt import check_legal
 from edgekd.targets import tensorrt
 from edgekd.targets.session import feed_for, open_session
 from edgekd.targets.tensorrt import check_batch
@@ -154,7 +154,7 @@ def test_float_bundles_compute_the_student(
     artifact = export(build(), tmp_path / "a", precision, target="tensorrt")
     assert artifact.parity["passed"] is True
     images = pictures(8, seed=3)
-    candidate = writer.onnx_evaluator(tmp_path / "a" / "model.onnx")(images)
+    candidate = onnx_evaluator(tmp_path / "a" / "model.onnx")(images)
     np.testing.assert_allclose(candidate, torch_logits(build(), images), atol=tolerance)
 
 

@@ -20,7 +20,8 @@ from edgekd.core.formats import Precision
 from edgekd.core.manifest import read_artifact
 from edgekd.distill.classification.load import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
-from edgekd.export.artifact import Source, export_model
+from edgekd.export.artifact import export_model
+from edgekd.export.build import Source
 from edgekd.export.quantize.integer_form import can_be_padded
 from edgekd.export.run import source_of
 from edgekd.targets.agent.model import FORMATS, check_runtime
