@@ -111,11 +111,7 @@ def precision_of(config: TrainConfig) -> Literal["32-true", "bf16-mixed", "16-mi
 
 
 def make_fabric(config: TrainConfig, launch: Launch | None = None) -> Fabric:
-    """Set up one process, several here, or the ones that torchrun started (`launch`).
-
-    Raises:
-        EdgekdError: the batch does not divide by the processes.
-    """
+    """Set up one process, several here, or those that torchrun started; they divide the batch, or `EdgekdError`."""
     processes: ClusterEnvironment
     if launch:
         devices, nodes, strategy = launch.local_world, launch.world // launch.local_world, "ddp"

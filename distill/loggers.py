@@ -122,11 +122,7 @@ def _attach(service: str, logger: Any, title: str, kind: str, paths: Sequence[Pa
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Check that the packages of these loggers are installed.
-
-    Raises:
-        EdgekdError: one is missing; the hint names its extra.
-    """
+    """Raise an `EdgekdError` that names the extra if the packages of one of these loggers are missing."""
     for name in names:
         if name in _CLASSES:
             _class(name)

@@ -68,11 +68,7 @@ class TextBank:
 
 
 def read_text_bank(path: Path) -> TextBank:
-    """Load a bank written by `TextBank.write`.
-
-    Raises:
-        EdgekdError: missing, damaged, or arrays that do not fit together.
-    """
+    """Load a bank written by `TextBank.write`; a missing or damaged one is an `EdgekdError`."""
     hint = "Train the run again with --overwrite."
     tensors, facts = read_tensors(path, "text bank", hint)
 

@@ -155,8 +155,7 @@ def _json_pairs(path: Path, text: str, what: str) -> list[tuple[str, Any]]:
 def read_vocabulary(path: Path) -> tuple[str, ...]:
     """Read names to distil for, one per line; empty lines and lines that begin with # are left out.
 
-    Raises:
-        EdgekdError: unreadable, fewer than two names, a name twice (after `_` → space, without case).
+    Fewer than two names, and a name twice (after `_` → space, without case), are an `EdgekdError`.
     """
     text = read_text(path, "vocabulary", "Check --vocabulary.")
     lines = [printable(line.strip()) for line in text.splitlines()]
@@ -176,8 +175,7 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
 def read_captions(path: Path, ids: Sequence[str]) -> list[str]:
     """Return the caption of each image of `ids`, from a JSON object (id → caption) or a CSV (image, caption).
 
-    Raises:
-        EdgekdError: unreadable, an image without a caption or with two.
+    An image without a caption, or with two, is an `EdgekdError`.
     """
     text = read_text(path, "captions file", "Check --captions.")
     pairs: list[tuple[Any, Any]]

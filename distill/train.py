@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -27,7 +27,7 @@ from edgekd.core.manifest import Run, read_run
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
 from edgekd.distill.averaging import Ema, LastWeights, Swad
-from edgekd.distill.checkpoint import Checkpoint, Resumable, StopRequest
+from edgekd.distill.checkpoint import Checkpoint, StopRequest, Task
 from edgekd.distill.classification.estimate import outline
 from edgekd.distill.classification.finish import finish
 from edgekd.distill.classification.plan import load_data, settle
@@ -42,8 +42,8 @@ from edgekd.distill.launch import (
     step_threads,
     total,
 )
-from edgekd.distill.losses import Batch, objective
-from edgekd.distill.models.batchnorm import Fold, folded, training_mode
+from edgekd.distill.losses import objective
+from edgekd.distill.models.batchnorm import folded, training_mode
 from edgekd.distill.progress import Progress, evaluation_steps
 from edgekd.distill.recipes import Stage
 
@@ -53,38 +53,6 @@ SWAD_EVALUATIONS = 20
 Callback = Callable[[Classification, nn.Module, int, tuple[int, ...]], None]
 """Called as `callback(task, model, done, steps)` on process 0, with the weights that would be saved after `done` steps;
 `steps` are all the steps of the run at which it is called. It changes nothing of the run."""
-
-
-class Task(Resumable, Protocol):
-    """What the loop needs of a task: an image classifier, or a vision-language student."""
-
-    @property
-    def source(self) -> Callable[[int], Any]:
-        """Return the function that makes the raw batch of a step."""
-
-    def train_only(self, parts: tuple[str, ...]) -> None:
-        """Freeze all parts of the model but these."""
-
-    def folds(self) -> list[Fold]:
-        """Return the BatchNorms of the model that a forward pass may fold into convolutions."""
-
-    def views(self, raw: Any) -> Any:
-        """Return the student's input for a raw batch."""
-
-    def teacher_features(self, raw: Any) -> Any:
-        """Return the teacher's features of the same input, None without a teacher."""
-
-    def forward(self, model: nn.Module, views: Any, teacher: Any, raw: Any) -> Batch:
-        """Return the student's output and its targets."""
-
-    def update(self, teacher: Any) -> None:
-        """Update state that follows the teacher's features, after a step."""
-
-    def loss(self, model: nn.Module) -> float:
-        """Return the loss on source validation (for SWAD)."""
-
-    def names(self, raw: Any) -> list[str]:
-        """Return the names of a batch's images."""
 
 
 def fit(

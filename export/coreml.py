@@ -75,8 +75,8 @@ class Program(nn.Module):
 def write(build: Build) -> Written:
     """Write `model.mlpackage` in the wanted precision.
 
-    Raises:
-        EdgekdError: coremltools is missing, the student cannot be converted or checked, no images for the analysis.
+    Without coremltools, without images for the analysis, and for a student that cannot be converted or checked, it is
+    an `EdgekdError`.
     """
     coremltools = import_coremltools()
     source, deployment = build.source, build.config.deployment_target or DEPLOYMENT[0]
@@ -170,11 +170,7 @@ SIMPLER: dict[Any, Callable[..., torch.Tensor]] = {
 
 
 def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
-    """Return the program as core operations, the form that coremltools converts whatever its numpy.
-
-    Raises:
-        EdgekdError: torch cannot trace the student.
-    """
+    """Return the program as core operations, the form that coremltools converts whatever its numpy."""
     whole = Program(copy.deepcopy(model).cpu()).eval()
     try:
         with quiet(), torch.no_grad():
@@ -260,15 +256,9 @@ def _disk_errors() -> Iterator[None]:
 
 
 def _report(ranges: Ranges, kept: set[str]) -> None:
-    for ruined, opening in (
-        (True, "half precision would ruin"),
-        (False, "look at on the device, left in half precision:"),
-    ):
-        found = [one.sentence for one in ranges.hazards if (one.layer in kept) is ruined]
-        if found:
-            more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-            warn(f"{opening} {'; '.join(found[:3])}{more}.")
-    if kept:
+    if found := [one.sentence for one in ranges.hazards]:
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        warn(f"half precision would ruin {'; '.join(found[:3])}{more}.")
         say(f"half precision: {len(kept)} layers stay in float32: {', '.join(sorted(kept))}")
 
 

@@ -19,11 +19,7 @@ INPUT = "images"
 def write(build: Build) -> Written:
     """Write `model.pte`: RGB uint8 `[1, H, W, 3]` in, float32 logits out; made for one image at a time.
 
-    int8 is that of `quantize.executorch`: int8 activations per tensor, int8 weights per channel, float logits.
-
-    Raises:
-        NotHere: ExecuTorch is not installed.
-        EdgekdError: an operator that it does not take.
+    It is `NotHere` without ExecuTorch, and an `EdgekdError` for an operator that ExecuTorch does not take.
     """
     _load()
     size = build.source.preprocess.size

@@ -55,11 +55,7 @@ class Deployable(nn.Module):
         )  # [W * 3]
 
     def forward(self, images: Tensor) -> Tensor:
-        """RGB uint8 `[B, size, size, 3]` → float32 logits `[B, C]`, or unit vectors `[B, D]`.
-
-        Raises:
-            EdgekdError: another dtype, another size, or not square.
-        """
+        """RGB uint8 `[B, size, size, 3]` → float32 logits `[B, C]`, or unit vectors `[B, D]`."""
         if images.dtype != torch.uint8 or images.shape[1:] != (self.size, self.size, 3):
             raise EdgekdError(
                 f"The model takes uint8 [B, {self.size}, {self.size}, 3], not "

@@ -25,11 +25,8 @@ _PACKAGES = ("litert-torch", "ai-edge-quantizer", "ai-edge-litert")
 def write(build: Build) -> Written:
     """Write `model.tflite`: RGB uint8 `[1, H, W, 3]` in, one row out; made for one image at a time.
 
-    fp16 and int8-weights store weights in fewer bits and compute in float; int8 is that of `quantize.litert`.
-
-    Raises:
-        NotHere: the packages are not installed.
-        EdgekdError: an operator that litert-torch or the quantizer does not take.
+    fp16 and int8-weights store weights in fewer bits and compute in float. It is `NotHere` without the packages, and an
+    `EdgekdError` for an operator that litert-torch or the quantizer does not take.
     """
     _load()
     size, path = build.source.preprocess.size, build.folder / MODEL_FILE

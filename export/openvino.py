@@ -20,11 +20,8 @@ INFERENCE_PRECISIONS = ("f32", "bf16", "f16")
 def write(build: Build) -> Written:
     """Write the IR of the fp32 ONNX file; int8 goes through NNCF's post-training quantization.
 
-    Raises:
-        NotHere: OpenVINO is not installed.
-        EdgekdError: a version of it outside edgekd's bounds, useless calibration images, or a graph that OpenVINO or
-            NNCF does not take.
-        GateFailed: int8 costs more than the accuracy budget, whatever stays in float.
+    It is `NotHere` without OpenVINO, and an `EdgekdError` for another release of it, for useless calibration images,
+    and for a graph that OpenVINO or NNCF does not take.
     """
     openvino = load_openvino()
     computes_in = _inference_precision(build)

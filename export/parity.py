@@ -93,11 +93,7 @@ def write_reference(path: Path, keys: Sequence[str], logits: NDArray[np.float32]
 
 
 def read_reference(path: Path) -> tuple[list[str], NDArray[np.float32]]:
-    """Return what `write_reference` wrote: content keys and logits float32 `[M, C]`.
-
-    Raises:
-        EdgekdError: missing, damaged, or arrays that do not fit together.
-    """
+    """Return what `write_reference` wrote: content keys and logits float32 `[M, C]`; damaged: `EdgekdError`."""
     hint = "Copy the artifact again."
     arrays = read_arrays(path, "parity reference", hint)
     keys, logits = arrays.get("keys"), arrays.get("logits")

@@ -26,8 +26,8 @@ MAX_BATCH = 32
 def write(order: Build) -> Written:
     """Write `model.onnx`, `build.sh`, `build_engine.py`, and `model.engine` where a builder is on this machine.
 
-    Raises:
-        EdgekdError: an unknown compute capability, a graph that TensorRT would refuse or misread, or a failed build.
+    An unknown compute capability, a graph that TensorRT would refuse or misread, and a failed build are an
+    `EdgekdError`.
     """
     capabilities = _capabilities(order.config.compute_capability)
     choice = choose(capabilities, precision=order.config.precision)
@@ -61,8 +61,7 @@ def write(order: Build) -> Written:
 def check_legal(path: Path) -> list[str]:
     """Return what accepts the file as it is meant: edgekd's rules, and every TensorRT parser on this machine.
 
-    Raises:
-        EdgekdError: one of them refuses it; the first reason.
+    A refusal is an `EdgekdError` with its first reason.
     """
     broken = findings(onnx.load(path))
     if broken:

@@ -74,11 +74,7 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
 
 
 def bank_file(manifest: Mapping[str, Any], folder: Path) -> str:
-    """Return the name of the sidecar by the JSON of an `artifact.json`.
-
-    Raises:
-        EdgekdError: the artifact has none.
-    """
+    """Return the name of the sidecar by the JSON of an `artifact.json`; without one it is an `EdgekdError`."""
     name, files = manifest.get("bank"), manifest.get("files")
     if not isinstance(name, str) or not isinstance(files, dict) or name not in files:
         raise EdgekdError(
@@ -89,11 +85,7 @@ def bank_file(manifest: Mapping[str, Any], folder: Path) -> str:
 
 
 def add_by_images(folder: Path, name: str, places: Sequence[Path], session: Session) -> ClassBank:
-    """Add the class `name` to the artifact in `folder`, opened as `session`: the mean of its images' embeddings.
-
-    Raises:
-        EdgekdError: no images, one that cannot be read, a class that is there already, an artifact without a bank.
-    """
+    """Add the class `name` to the artifact in `folder`, opened as `session`: the mean of its images' embeddings."""
     contents = [content(path) for path in _files(places)]
     digests = [_digest(content) for content in contents]
     embeddings = np.stack([session.embed(session.prepare(one)[None])[0] for one in contents])

@@ -26,10 +26,6 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
 
     See `edgekd.targets.session.Opener`. A classifier's logits are the logarithms of its probabilities: less one number
     per image, which moves neither the argmax nor the softmax.
-
-    Raises:
-        NotHere: not macOS.
-        EdgekdError: coremltools missing, a number of threads wanted, or a package Core ML refuses.
     """
     check(artifact)
     if options.threads is not None:

@@ -19,10 +19,6 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
     """Open a `model.pte`, which takes one image; see `edgekd.targets.session.Opener`.
 
     The binding has no setting for threads; ExecuTorch's own pool takes a number that it chooses by the processor.
-
-    Raises:
-        NotHere: ExecuTorch is not installed.
-        EdgekdError: a file that it cannot load.
     """
     runtime, torch, version = _load()
     path = model_path(artifact, folder)

@@ -21,10 +21,6 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
 
     Threads are 1 unless given, LiteRT's own default. The XNNPACK delegate takes what it has kernels for, LiteRT's own
     kernels the rest, all on the CPU.
-
-    Raises:
-        NotHere: LiteRT is not installed.
-        EdgekdError: a file that it cannot load, by its own reason.
     """
     litert, version = load_litert()
     path, count = model_path(artifact, folder), options.threads or 1
@@ -58,11 +54,7 @@ def check(artifact: Mapping[str, Any]) -> None:
 
 
 def load_litert() -> tuple[Any, str]:
-    """Return the module of LiteRT's interpreter and its version.
-
-    Raises:
-        NotHere: it is not installed, or does not load.
-    """
+    """Return the module of LiteRT's interpreter and its version; it is `NotHere` where it does not load."""
     from importlib.metadata import version
 
     try:

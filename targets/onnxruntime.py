@@ -30,10 +30,8 @@ PROVIDERS = {
 def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
     """Open an artifact on the CPU, or on request with one of the GPU providers; see `edgekd.targets.session.Opener`.
 
-    Raises:
-        EdgekdError: a corrupt file, one too new for this ONNX Runtime, an unknown provider, or one that would leave a
-            part of the graph to another.
-        NotHere: the provider is not in this build of ONNX Runtime, or finds no device.
+    A provider that would leave a part of the graph to another is an `EdgekdError`; one that this build lacks is
+    `NotHere`.
     """
     path, feed, size = (
         model_path(artifact, folder),

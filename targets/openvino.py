@@ -37,12 +37,7 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
     """Open an IR file on the CPU; see `edgekd.targets.session.Opener`.
 
     OpenVINO has no choice between polling and sleeping. It ties its threads to cores, which helps on a quiet machine
-    only: `spinning=False` turns that off.
-
-    Raises:
-        NotHere: no OpenVINO.
-        EdgekdError: another release of it, a corrupt file, one from a newer release, or an inference precision that
-            this processor does not have.
+    only: `spinning=False` turns that off. An inference precision that this processor lacks is an `EdgekdError`.
     """
     openvino = load_openvino()
     details, size = artifact["details"], int(artifact["preprocess"]["size"])
@@ -132,12 +127,7 @@ def check(artifact: Mapping[str, Any]) -> None:
 
 
 def load_openvino() -> Any:
-    """Return the package `openvino`, of a release that edgekd supports.
-
-    Raises:
-        NotHere: it is not installed, or does not load.
-        EdgekdError: another release.
-    """
+    """Return the package `openvino`; it is `NotHere` where it does not load, another release an `EdgekdError`."""
     try:
         import openvino
     except (ImportError, OSError) as error:

@@ -153,11 +153,7 @@ TARGETS: dict[str, Target] = {
 
 
 def target_of(format: str) -> Target:
-    """Return the target whose artifacts have this format.
-
-    Raises:
-        EdgekdError: there is none.
-    """
+    """Return the target whose artifacts have this format; an unknown one is an `EdgekdError`."""
     for target in TARGETS.values():
         if target.format == format:
             return target
@@ -168,9 +164,7 @@ def target_of(format: str) -> Target:
 def opener_of(format: str) -> Any:
     """Return the module that opens files of this format, an `edgekd.targets.session.Opener`.
 
-    Raises:
-        EdgekdError: there is no such format.
-        ImportError, OSError: its runtime is not installed, or does not load.
+    Where its runtime does not load, that is an ImportError or OSError.
     """
     return importlib.import_module(target_of(format).opener)
 

@@ -96,11 +96,7 @@ class Estimate:
 
 
 def plan_run(config: TrainConfig) -> Estimate:
-    """Return what `train(config)` would do, and how long it would take here; nothing is written but caches.
-
-    Raises:
-        EdgekdError: as `train`, for whatever it would refuse before training.
-    """
+    """Return what `train(config)` would do and how long that takes here, or its error; only caches are written."""
     config = settle(config)
     fabric = make_fabric(config.model_copy(update={"devices": 1}))
     task = build(fabric, config, *load_data(config))

@@ -40,8 +40,7 @@ def finish(
 ) -> None:
     """Choose the weights, fit their scale on source validation, and write student, bank and `run.json`, last.
 
-    Raises:
-        EdgekdError: weights whose scores are not finite, which the last step may have made.
+    Scores that are not finite, which the last step may have caused, are an `EdgekdError`.
     """
     config, images, split, out = task.config, task.images, task.split, checkpoint.out
     final, selection = _chosen_weights(task, average, checkpoint)

@@ -40,8 +40,7 @@ DEFAULT_EPOCHS = 40.0
 def settle(config: TrainConfig) -> TrainConfig:
     """Fill every `None` that does not depend on the images, or read the settings of the run to resume.
 
-    Raises:
-        EdgekdError: unknown names, a recipe whose needs are not met, nothing to resume; before any work is done.
+    Unknown names, a recipe whose needs are not met, and nothing to resume are an `EdgekdError`, before any work.
     """
     if config.resume:
         return _resumed(config)
@@ -222,8 +221,7 @@ def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
 def split_after(folder: Path, split: Split) -> Split:
     """Return the split of a run that starts from the one in `folder`, with the domains that were seen there.
 
-    Raises:
-        EdgekdError: the run in `folder` trained on the domain that is left out, or on test images.
+    It is an `EdgekdError` if that run trained on the domain that is left out, or on test images.
     """
     before = read_stored_split(folder / "split.json")
     trained, domain = before.train_domains or (), split.test_domain

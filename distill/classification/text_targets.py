@@ -157,10 +157,9 @@ def make_targets(
     bank: TextBank,
     described: Descriptions | None,
 ) -> TextTargets:
-    """Build the targets that the recipe's terms need; `bank` is the bank of the classes.
+    """Build the targets that the recipe's terms need; missing captions or domains are an `EdgekdError`.
 
-    Raises:
-        EdgekdError: captions or domains that a term needs are missing.
+    `bank` is the bank of the classes.
     """
     sources = source_domains(images, split)
     if config.vocabulary:

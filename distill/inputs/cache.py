@@ -143,8 +143,7 @@ class EmbeddingCache:
     def add(self, keys: Sequence[str], views: Sequence[int], vectors: NDArray[np.float32]) -> None:
         """Store one shard: `vectors[i]` float `[n, D]` belongs to view `views[i]` of image `keys[i]`.
 
-        Raises:
-            EdgekdError: a vector is not finite, or too large for float16; the disk is full.
+        A vector that is not finite in float16, and a full disk, are an `EdgekdError`.
         """
         half = vectors.astype(np.float16)
         if not np.isfinite(half).all():

@@ -184,8 +184,7 @@ Teacher = ClipTeacher | EmbeddingsTeacher
 def load_teacher(spec: str) -> Teacher:
     """Build the teacher a spec names, on the CPU, in evaluation mode.
 
-    Raises:
-        EdgekdError: unknown name (with the closest known one), missing or unreadable files, no network for a hub name.
+    An unknown name, missing or unreadable files, and no network for a hub name are an `EdgekdError`.
     """
     kind, colon, rest = spec.partition(":")
     if spec == "toy":

@@ -29,10 +29,8 @@ _COUNTER = "num_batches_tracked"
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors or torch file by name, without running any code in it.
 
-    A torch file may hold settings beside the tensors, as timm's and Lightning's checkpoints do.
-
-    Raises:
-        EdgekdError: no such file, damaged, pickled code in it, or no tensors by name.
+    A torch file may hold settings beside the tensors, as timm's and Lightning's checkpoints do. No such file, a damaged
+    one, pickled code in it, and no tensors by name are an `EdgekdError`.
     """
     hint = "--student-weights takes safetensors or a torch state dict."
     if path.suffix == ".safetensors":

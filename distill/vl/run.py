@@ -87,11 +87,7 @@ class VlRun:
 
 
 def load_vl_run(folder: Path) -> VlRun:
-    """Read a run back, in evaluation mode.
-
-    Raises:
-        EdgekdError: no finished run there, or weights that do not fit its record.
-    """
+    """Read a run back, in evaluation mode; an unfinished or damaged one is an `EdgekdError`."""
     folder = Path(folder)
     record = printable_values(read_object(folder / RECORD, "vision-language run"))
     settings, length = record.get("config"), record.get("length")
@@ -124,10 +120,9 @@ def load_vl_run(folder: Path) -> VlRun:
 
 @torch.inference_mode()
 def frozen_maps(student: VlStudent, reader: Reader, pictures: NDArray[np.int64]) -> Tensor:
-    """Return a frozen backbone's maps of pictures, float32 `[n, P, c]`: computed once and cached.
+    """Return a frozen backbone's maps of pictures, float32 `[n, P, c]`, computed once and cached.
 
-    Raises:
-        EdgekdError: too many pictures to hold their maps in memory.
+    Too many pictures to hold their maps in memory are an `EdgekdError`.
     """
     if student.backbone is None or student.project is None:
         return torch.zeros(len(pictures), 0, 0)
@@ -171,35 +166,9 @@ def predictions(
     return np.concatenate(parts), np.concatenate(answers)
 
 
-@torch.inference_mode()
-def student_predictions(
-    student: VlStudent, reader: Reader, indices: NDArray[np.int64], *, frozen: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return `predictions` of the torch student, which encodes a picture once for all its questions.
-
-    Args:
-        frozen: the backbone did not train, so its maps may be cached.
-    """
-    pictures = np.unique(reader.data.image_of[indices])
-    maps = frozen_maps(student, reader, pictures) if frozen else None
-    parts, answers = list(reader.parts(indices)), []
-    for part in parts:
-        own, back = np.unique(reader.data.image_of[part], return_inverse=True)
-        found = (
-            student.encode(reader.pixels(own))
-            if maps is None
-            else maps[np.searchsorted(pictures, own)]
-        )
-        joint = student.fuse(found[torch.from_numpy(back)], reader.texts(part))
-        answers.append(joint.logits.argmax(dim=1).numpy())
-    return np.concatenate(parts), np.concatenate(answers)
-
-
-def accuracy(
-    student: VlStudent, reader: Reader, indices: NDArray[np.int64], *, frozen: bool
-) -> float:
+def accuracy(student: VlStudent, reader: Reader, indices: NDArray[np.int64]) -> float:
     """Return the share of right answers, 0–1."""
-    shown, answers = student_predictions(student, reader, indices, frozen=frozen)
+    shown, answers = predictions(torch_predict(student.eval()), reader, indices)
     return float((answers == reader.data.labels[shown]).mean())
 
 
@@ -227,12 +196,8 @@ def evaluate_vl(
     for suite, indices in (("id", split.id_test), (unseen, split.ood_test)):
         if not len(indices):
             continue
-        shown = subset(indices, most)
-        if predict:
-            shown, answers = predictions(predict, reader, shown)
-        else:
-            frozen = run.config.freeze_backbone
-            shown, answers = student_predictions(run.student, reader, shown, frozen=frozen)
+        chosen = predict or torch_predict(run.student)
+        shown, answers = predictions(chosen, reader, subset(indices, most))
         right = found.labels[shown]
         rows.append(
             {

@@ -92,8 +92,7 @@ class TokenTeacher:
 def read_tokens(teacher: Teacher) -> TokenTeacher:
     """Return the teacher with a vector per token.
 
-    Raises:
-        EdgekdError: a black box, another tokenizer than CLIP's, or an encoder without token vectors.
+    Precomputed embeddings, another tokenizer than CLIP's, and an encoder without token vectors are an `EdgekdError`.
     """
     if not isinstance(teacher, ClipTeacher):
         raise EdgekdError(

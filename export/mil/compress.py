@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.core.errors import EdgekdError
 from edgekd.export.mil.program import MilProgram, import_coremltools
 from edgekd.export.mil.ranges import FP16_MIN_NORMAL, Ranges
 from edgekd.export.onnx.write import quiet
@@ -37,13 +36,6 @@ def quantize_weights(model: Any) -> tuple[Any, dict[str, Any]]:
 def palettize(model: Any, bits: int) -> tuple[Any, dict[str, Any]]:
     """Return the model with weights as indices into a palette of `2 ** bits` values per tensor, and a description."""
     optimize = import_coremltools().optimize.coreml
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise EdgekdError(
-            "Palettes need scikit-learn, which is not installed here.",
-            "Install it: pip install scikit-learn.",
-        ) from error
     config = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=MIN_WEIGHTS)
     with quiet():
         small = optimize.palettize_weights(model, optimize.OptimizationConfig(global_config=config))
@@ -77,10 +69,9 @@ def quantize_activations(
     config = optimize.OptimizationConfig(
         global_config=quantizer, op_name_configs=dict.fromkeys(floats)
     )
-    names = ranges.lows.keys()
     statistics = {
-        name: {"rmin": np.float32(ranges.lows[name]), "rmax": np.float32(ranges.highs[name])}
-        for name in names
+        name: {"rmin": np.float32(low), "rmax": np.float32(ranges.highs[name])}
+        for name, low in ranges.lows.items()
     }
     # Only what enters a layer is rounded. coremltools would also round what leaves one, ahead of the clip or hard-swish
     # that follows, and spend most of the 256 steps on values that the clip cuts off.

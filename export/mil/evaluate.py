@@ -22,8 +22,8 @@ from edgekd.export.mil.program import MilProgram, Op, Ref
 
 Arithmetic = Literal["declared", "float32"]
 """Round every result to its declared type, or keep all of them in float32 to see what the numbers should be."""
-Watch = Callable[[Op, dict[str, Any], tuple[Tensor, ...]], Tensor | None]
-"""Sees every operation with its inputs and outputs; its result is collected under the operation's name."""
+Watch = Callable[[tuple[Tensor, ...]], Tensor]
+"""Measures the outputs of an operation; its result is collected under the operation's name."""
 _BATCH = 8
 """Images at once: enough to pay for Python's part, few enough for every student's activations."""
 
@@ -76,8 +76,8 @@ def evaluate(
             except NotImplementedError as error:
                 raise _unknown(str(error), op) from error
             outputs = made if isinstance(made, tuple) else (made,)
-            if watch is not None and (noted := watch(op, given, outputs)) is not None:
-                seen[op.name] = noted
+            if watch is not None:
+                seen[op.name] = watch(outputs)
             for name, dtype, output in zip(op.outputs, op.dtypes, outputs, strict=True):
                 rounds = dtype == "fp16" and arithmetic == "declared"
                 values[name] = output.half().float() if rounds else output

@@ -83,8 +83,7 @@ class MilProgram:
 def read_program(package: Path) -> MilProgram:
     """Load an `.mlpackage` from disk: its MIL program with every weight decompressed as Core ML would.
 
-    Raises:
-        EdgekdError: coremltools is missing, no such package, not an ML program, or one that cannot be read.
+    It is an `EdgekdError` without coremltools, and for a package that is missing, unreadable or no ML program.
     """
     package = Path(package)
     coremltools = import_coremltools()
@@ -171,10 +170,8 @@ def _value(var: Any) -> Ref | Constant:
 def decompress(op: Any) -> NDArray[Any]:
     """Return the weights that a `constexpr_*` operation stands for, by the formulas of MIL's specification.
 
-    Written out here and not taken from coremltools, which compressed them: the check must not share its mistakes.
-
-    Raises:
-        EdgekdError: another kind of compression.
+    Written out here and not taken from coremltools, which compressed them: the check must not share its mistakes. Other
+    kinds of compression are an `EdgekdError`.
     """
     given: dict[str, Any] = {
         name: _value(var) for name, var in op.inputs.items() if var is not None

@@ -222,11 +222,8 @@ def with_resize(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelPro
 
     ONNX Runtime's antialiased Resize of uint8 has Pillow's filters and its fixed-point sums: one axis at a time it
     gives Pillow's bytes, but for a rare step of 1 (bicubic) or a few of them (bilinear). Pillow 13 takes the vertical
-    axis first where it loses more than twice as many pixels as the other, earlier releases never; the graph follows
-    the Pillow that exports.
-
-    Raises:
-        EdgekdError: another interpolation than bicubic and bilinear.
+    axis first where it loses more than twice as many pixels as the other, earlier releases never; the graph follows the
+    Pillow that exports. Other interpolations are an `EdgekdError`.
     """
     if preprocess.interpolation not in _FILTERS:
         raise EdgekdError(
@@ -299,8 +296,7 @@ pixels (uint8[batch, height, width, 3] picture) => (uint8[batch, {size}, {size},
 def with_float_input(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of `model`, which takes uint8 `[batch, H, W, 3]`, that takes its first layer's input, as float32.
 
-    Raises:
-        EdgekdError: a graph that does anything else with its pixels.
+    A graph that does anything else with its pixels is an `EdgekdError`.
     """
     cut = copied(model)
     graph = cut.graph

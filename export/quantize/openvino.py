@@ -64,9 +64,6 @@ class OpenVinoInt8(Scheme[Rounded]):
         """Return NNCF's post-training quantization with fast bias correction; NNCF chooses the ranges.
 
         Image by image, so memory does not grow with their number beyond a few scalars per activation.
-
-        Raises:
-            EdgekdError: NNCF refuses the model, or its weights are not finite.
         """
         model = read(fp32)
         _refuse_not_finite(model)

@@ -57,11 +57,8 @@ class Device:
 def measure_on(device: Device, payload: Payload, result: Path, *, keep: bool = False) -> None:
     """Run a job on a device and write its result file to `result`; the connection stays open.
 
-    What is already there is not sent again. After a failure everything stays on the device, so that the same call goes
-    on; after success all of it is removed, or with `keep` only the job.
-
-    Raises:
-        EdgekdError: no way to the device, no Python or runtime there, no space, a connection that broke.
+    What is already there is not sent again. After a failure, which is an `EdgekdError`, everything stays on the device,
+    so that the same call goes on; after success all of it is removed, or with `keep` only the job.
     """
     root = device.begin(payload.files[payload.agent], payload.agent)
     agent = [device.program, f"{root}/{payload.agent}"]

@@ -50,10 +50,9 @@ class Choice:
 
 
 def choose(capabilities: Sequence[str] = (), *, precision: str) -> Choice:
-    """Return the builder to use here for these compute capabilities; none names no device.
+    """Return the builder to use here for these compute capabilities, or for none in particular.
 
-    Raises:
-        EdgekdError: a capability that is none, or one below what TensorRT supports.
+    A capability that TensorRT does not support is an `EdgekdError`.
     """
     unknown = [one for one in capabilities if one not in KNOWN_CAPABILITIES]
     if unknown:

@@ -558,18 +558,6 @@ def test_underflow_is_measured_by_what_rounding_loses() -> None:
     assert hazards[0].rounding == pytest.approx(1)
 
 
-def test_a_sum_inside_is_reported_but_changes_nothing() -> None:
-    ops = (op("reduce_mean", "mean", x=Ref("scaled"), axes=np.array([2, 3]), keep_dims=False),)
-    first = op("mul", "scaled", x=Ref("image"), y=np.float32(100).reshape(()))
-    last = op("softmax", "odds", x=Ref("mean"), axis=1)
-    program = MilProgram("image", (1, 3, 4, 4), (first, *ops, last), ("odds",))
-    hazards = measure_ranges(program, IMAGES).hazards
-    assert [(h.layer, h.kind) for h in hazards] == [("mean", "sum")]
-    assert hazards[0].largest == pytest.approx(1600 * means().max(), rel=1e-5)
-    assert "sums up to" in hazards[0].sentence
-    assert layers_to_keep(program, hazards) == set()
-
-
 def test_diverged_weights_are_named() -> None:
     with pytest.raises(EdgekdError, match="The layer up gives numbers that are not finite"):
         measure_ranges(chain(float("inf"), 1), IMAGES)

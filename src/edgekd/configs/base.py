@@ -170,8 +170,7 @@ class Config(BaseModel, metaclass=_Meta):
     def load(cls, **given: Any) -> Self:
         """Merge the file `config`, the options given (None: not given), and `settings`, later ones first.
 
-        Raises:
-            EdgekdError: every problem of the three sources in one message.
+        Every problem of the three sources is in one `EdgekdError`.
         """
         given = {name: copy.deepcopy(value) for name, value in given.items() if value is not None}
         file, settings = given.pop("config", None), _items(given.pop("settings", ()))
@@ -256,11 +255,7 @@ def _refuse(values: Mapping[str, Any]) -> None:
 
 
 def refuse_command(values: Mapping[str, Any], file: object) -> None:
-    """Check that the settings of a file name no program for descriptions.
-
-    Raises:
-        EdgekdError: they do.
-    """
+    """Raise an `EdgekdError` if the settings of a file name a program for descriptions."""
     if str(values.get("descriptions", "")).startswith("command:"):
         raise EdgekdError(
             f"{file} names a command for descriptions; edgekd runs one from the command line only.",
@@ -279,11 +274,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def put(target: dict[str, Any], setting: str) -> None:
-    """Set `a.b=value` in nested tables; the value is TOML, or else a string.
-
-    Raises:
-        EdgekdError: no such form, or `a` is a value.
-    """
+    """Set `a.b=value` in nested tables; the value is TOML, or else a string."""
     path, equals, text = setting.partition("=")
     if not equals or not path.strip():
         raise EdgekdError(
