@@ -155,12 +155,9 @@ _FEW_PIXELS = 32 * 64**2
 
 @contextlib.contextmanager
 def step_threads(fabric: Fabric, pixels: int) -> Iterator[None]:
-    """Train small steps on one thread, whatever else the machine does; `OMP_NUM_THREADS` overrules it.
+    """Train steps of few `pixels` on one thread, whatever else the machine does; `OMP_NUM_THREADS` overrules it.
 
     The number of threads changes the last bits of the weights, so it follows from the settings, not from a timing.
-
-    Args:
-        pixels: of the images that one process takes in a step.
     """
     before = torch.get_num_threads()
     chosen = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & set(os.environ)
@@ -177,13 +174,10 @@ _LARGEST = 2**30
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc reuse large blocks instead of returning them to the kernel.
+    """Let glibc reuse large blocks instead of returning them to the kernel; return whether it accepts that.
 
     It maps every block beyond 32 MiB anew, and a batch's activations are that large: at every step the kernel then
     clears and maps the same pages again, about a tenth of a mobilenetv3 step at 128 px (docs/measurements.md).
-
-    Returns:
-        Whether this process's memory is allocated by glibc, and the setting was accepted.
     """
     if sys.platform != "linux":
         return False

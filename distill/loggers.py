@@ -25,14 +25,10 @@ inode number of the folder, which a copy does not have."""
 
 
 class Loggers:
-    """Several loggers as one.
+    """Several loggers as one; local files go to `out`, the run's folder.
 
-    Args:
-        out: the run's folder; local files go there.
-        resume_at: steps done before; what TensorBoard has of later ones is hidden.
-
-    Raises:
-        EdgekdError: a package is missing, or a service refuses.
+    `resume_at` are steps done before; what TensorBoard has of later ones is hidden. A missing package, and a service
+    that refuses, are an `EdgekdError`.
     """
 
     def __init__(self, names: Sequence[str], out: Path, resume_at: int = 0) -> None:

@@ -56,14 +56,10 @@ def descriptions_for(spec: str, classes: Sequence[str]) -> Descriptions:
 def stored_descriptions(
     path: Path | None, spec: str, classes: Sequence[str], *, may_run: bool
 ) -> Descriptions:
-    """Return sentences for every class: those written down before, and for the others those of `spec`.
+    """Return sentences for every class: those in the file `path`, if it exists, and for the others those of `spec`.
 
-    A language model answers differently every time, so training and prediction agree only if its output is read back.
-
-    Args:
-        path: the file of a run or a study, which need not exist.
-        spec: as `descriptions_for`.
-        may_run: `spec` was given by the caller of this very process. A command that was read from a file never runs.
+    A language model answers differently every time, so training and prediction agree only if its output is read back. A
+    command runs only if `may_run`: it was given to this very process, and not read from a file.
     """
     stored = {}
     if path is not None and path.exists():

@@ -100,9 +100,8 @@ def export_model(
 def _written(build: Build, reference: NDArray[np.float32], details: dict[str, Any]) -> Artifact:
     """Write a file and its `artifact.json`; return it with its parity record.
 
-    Args:
-        reference: logits of the model in torch for the parity images, float32 `[M, C]`.
-        details: further facts for `artifact.json`.
+    `reference` holds the logits of the model in torch for the parity images, float32 `[M, C]`; `details` go into
+    `artifact.json`.
     """
     written: Written = importlib.import_module(get_target(build.config.target).writer).write(build)
     draft = _draft(build, written, reference, details)
@@ -187,9 +186,7 @@ def _holds_fused(fp32: Path) -> bool:
 def _check_resize(build: Build, parity: dict[str, Any]) -> dict[str, Any]:
     """Compare a file's logits of pictures in their own sizes with those of the same, resized by edgekd.
 
-    Returns:
-        For the parity record: `resize`, as `compare`, and a failure if its class differs too often. Pictures of the
-        student's size are left out, since they count as resized already.
+    The result belongs into the parity record. Pictures of the student's size count as resized already and are left out.
     """
     preprocess = build.source.preprocess
     session = open_session(build.folder, spinning=False)

@@ -193,17 +193,10 @@ def convert(
     half: bool,
     keep: Collection[str] = (),
 ) -> Any:
-    """Return a coremltools model of the program: image input; class labels, or a float32 embedding.
+    """Return a coremltools model of the program: image input; class labels, or without `classes` a float32 embedding.
 
-    Args:
-        classes: None for a program that ends in an embedding.
-        deployment: the oldest system it must run on.
-        half: compute in float16, but for `keep` and the softmax of a classifier, whose small probabilities float16
-            would take for zero.
-        keep: layers that stay in float32, by name.
-
-    Raises:
-        EdgekdError: an operation that coremltools does not support, or no room for its files.
+    With `half` it computes in float16, but for the layers named in `keep` and for the softmax of a classifier, whose
+    small probabilities float16 would take for zero. `deployment` is the oldest system it must run on.
     """
     coremltools = import_coremltools()
 

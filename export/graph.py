@@ -108,12 +108,6 @@ def fold_head(projector: nn.Linear | None, bank: Tensor, scale: float) -> nn.Lin
         projector: `z [d] → [D]`; None where the backbone's features already live in the teacher's space.
         bank: text vectors, float `[C, D]`.
         scale: logit scale, positive.
-
-    Returns:
-        float32 linear layer `[C, d]` with a bias, no gradients.
-
-    Raises:
-        EdgekdError: the projector's output does not have the bank's width.
     """
     text = bank.detach().double()  # [C, D]
     if projector is None:

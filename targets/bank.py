@@ -68,13 +68,9 @@ class ClassBank:
     def with_class(
         self, name: str, vector: NDArray[np.float32], how: Mapping[str, Any]
     ) -> ClassBank:
-        """Return this bank with one more class behind the others.
+        """Return this bank with one more class; `how` it was made, JSON values, is kept under `added`.
 
-        Args:
-            how: where the vector comes from, JSON values; kept under `added`.
-
-        Raises:
-            EdgekdError: no name, one that is there already, or a vector of another width.
+        An empty name, one that is there already, and a vector of another width are an `EdgekdError`.
         """
         name = name.strip()
         if not name or "\n" in name or "\0" in name:

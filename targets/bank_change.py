@@ -25,16 +25,11 @@ LABELS = "labels.txt"
 
 
 def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> ClassBank:
-    """Put a changed bank into an artifact's folder: complete or not at all, whenever it is interrupted.
+    """Put a changed bank into an artifact's folder, complete or not at all, whenever it is interrupted; return it.
 
     The new bank is written under a name of its own; the manifest, replaced in one rename, is what makes it the
-    artifact's. Sessions that are open keep the classes they were opened with.
-
-    Returns:
-        The new bank.
-
-    Raises:
-        EdgekdError: an artifact without a bank, an altered one, or one that was changed meanwhile.
+    artifact's. Sessions that are open keep the classes they were opened with. A bank that is missing, altered, or
+    changed meanwhile is an `EdgekdError`.
     """
     path = folder / MANIFEST
     with read_errors(path, "artifact", "JSON"), open_regular(path) as handle:

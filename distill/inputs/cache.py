@@ -362,12 +362,8 @@ def cached_tensors(
 ) -> dict[str, Tensor]:
     """Return `compute()`, or its result when it was last called for the same `kind` and `facts`.
 
-    Args:
-        kind: what is stored, with the version of how it is computed.
-        facts: everything else that the values depend on.
-
-    Raises:
-        EdgekdError: the cache folder cannot be written.
+    `kind` names what is stored and the version of how it is computed, `facts` everything else that the values depend
+    on.
     """
     path = cache_folder("vl") / f"{kind}-{short_hash(kind, *facts)}.safetensors"
     with disk_errors(path), FileLock(f"{path}.lock"):  # runs side by side compute once

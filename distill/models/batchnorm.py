@@ -51,13 +51,10 @@ def recompute_statistics(model: nn.Module, views: Iterable[Tensor]) -> None:
 
 
 def find_folds(model: nn.Module, example: Tensor) -> list[Fold]:
-    """Find the convolutions of `model` whose output one frozen BatchNorm reads, and nothing else, and matrix products.
+    """Find the convolutions whose output one frozen BatchNorm reads, and nothing else, and matrix products.
 
-    Args:
-        example: any input of `model`; a forward pass in eval mode shows which module reads which output.
-
-    Returns:
-        Pairs for `folded`; none where folding would change the output.
+    A forward pass of `example`, any input, shows which module reads which output. Returns none where folding would
+    change the output.
     """
     made: dict[int, nn.Conv2d] = {}
     alive: list[Tensor] = []  # a freed output could lend its id to another

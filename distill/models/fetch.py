@@ -59,13 +59,9 @@ def fetch(config: FetchConfig) -> list[Path]:
 
 
 def from_weights_dir(config: TrainConfig, *, toy: bool) -> dict[str, Any]:
-    """Return the settings that take teacher and student from `config.weights_dir`.
+    """Return the settings that take teacher and student from `config.weights_dir`; if it lacks them: `EdgekdError`.
 
-    Args:
-        toy: the data are built in, and the student then does not come from a hub unless `pretrained` is set.
-
-    Raises:
-        EdgekdError: the folder lacks one of them.
+    On `toy` data the student does not come from a hub unless `pretrained` is set.
     """
     if config.weights_dir is None:
         return {}

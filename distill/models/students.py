@@ -288,12 +288,8 @@ def encoder_student(
 ) -> Student:
     """Build a student that starts as a copy of the teacher's image encoder, its own projection included.
 
-    For self-distillation (VL2V-SD) and fine-tuning of CLIP itself.
-
-    Args:
-        teacher: must be a model and not a file of embeddings.
-        classes: C for a linear classifier on the embeddings; None for the text head, without any projector.
-        size: must be the teacher's own, or None.
+    For self-distillation (VL2V-SD) and fine-tuning of CLIP itself. With `classes` it has a linear classifier on the
+    embeddings, else the text head without any projector; `size` must be the teacher's own, or None.
     """
     if not isinstance(teacher, ClipTeacher):
         raise EdgekdError(

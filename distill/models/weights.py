@@ -71,16 +71,9 @@ def load_backbone(
 
     Names may carry the prefix of a wrapper (`module.`, `_orig_mod.`, any attribute of a Lightning module). Where they
     or their shapes are not timm's own, the family's `checkpoint_filter_fn` translates them, which also resamples a
-    ViT's position embedding for another input size.
-
-    Args:
-        backbone: built with `num_classes=0`.
-        state: tensors by name.
-        path: for messages.
-        classifier: builds the same architecture with a classifier, whose further names may be in the file.
-
-    Raises:
-        EdgekdError: parameters are missing, unknown, or of another shape; two sets of weights fit.
+    ViT's position embedding for another input size. `classifier` builds the same architecture with a classifier, whose
+    further names may be in the file; `path` is for messages. Parameters that are missing, unknown or of another shape,
+    and two sets of weights that fit, are an `EdgekdError`.
     """
     own = backbone.state_dict()
     with torch.device("meta"):

@@ -35,12 +35,8 @@ _UNKNOWN = "unknown"
 def load_easy_vqa(*, shifted: bool = False) -> VlData:
     """Load the examples of both parts of easy-VQA; its pictures' roles are `train` and `test` as published.
 
-    Args:
-        shifted: sort pictures into the domains `seen` and `held-out` by their combination of colour and shape, and
-            leave out those whose questions do not name both (about one in eight).
-
-    Raises:
-        EdgekdError: the package is not installed.
+    With `shifted`, pictures have the domains `seen` and `held-out` by their combination of colour and shape, and those
+    whose questions do not name both (about one in eight) are left out.
     """
     root = _package_folder() / "data"
     rows: list[tuple[str, str, str]] = []  # picture, question, answer

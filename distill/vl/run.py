@@ -177,12 +177,8 @@ def evaluate_vl(
 ) -> list[dict[str, Any]]:
     """Measure accuracy in domain and, where a domain was left out, there; and of the most frequent training answer.
 
-    Args:
-        data: the same data at another place. predict: other than the torch student.
-        most: examples per suite, drawn.
-
-    Returns:
-        Per suite `suite`, `n`, `accuracy` (0–1), `majority` (0–1) and `synthetic`.
+    Returns per suite `suite`, `n`, `accuracy` (0–1), `majority` (0–1) and `synthetic`. `data` is the same data at
+    another place, `predict` another model than the torch student; of each suite at most `most` examples are drawn.
     """
     found, split = load_examples(run.config, data)
     if list(found.answers) != run.record["answers"]:

@@ -39,17 +39,10 @@ def load_examples(config: VlTrainConfig, data: str | None = None) -> tuple[VlDat
 
 
 def load_vl_data(task: str, data: str, *, shifted: bool = False) -> VlData:
-    """Load the examples of a task.
+    """Load the examples of a task: `vqa` of `easy-vqa`, `ve` and `choice` of any images that `edgekd train` takes.
 
-    Args:
-        task: `vqa`, `ve` or `choice`.
-        data: `easy-vqa` for `vqa`; for the others any images that `edgekd train` takes, whose class and domain names
-            become sentences.
-        shifted: one domain (easy-VQA: some colour × shape combinations) will be left out; generated sentences then
-            do not name domains, since the unseen one's name would be an unknown word.
-
-    Raises:
-        EdgekdError: unknown task, data that does not fit it, easy-vqa not installed.
+    With `shifted`, one domain (easy-VQA: some colour × shape combinations) will be left out; generated sentences then
+    do not name domains, since the unseen one's name would be an unknown word.
     """
     if task not in TASKS:
         raise EdgekdError(f'There is no vision-language task "{task}".', did_you_mean(task, TASKS))

@@ -51,11 +51,8 @@ def quantize_activations(
     """Return the model with 8-bit weights, and 8-bit activations around layers, pools and additions.
 
     coremltools measures ranges by running the model, which only macOS can. Here the reference evaluator has measured
-    them, and coremltools' own passes insert the rounding where a device with integer units looks for it.
-
-    Args:
-        program: `model` as read back from disk.
-        ranges: of `program`, on calibration images.
+    those of `program`, the model as read back from disk, and coremltools' own passes insert the rounding where a device
+    with integer units looks for it.
     """
     optimize = import_coremltools().optimize.coreml
     from coremltools.converters.mil.frontend.milproto import load as milproto

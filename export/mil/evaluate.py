@@ -43,18 +43,9 @@ def evaluate(
     arithmetic: Arithmetic = "declared",
     watch: Watch | None = None,
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
-    """Run `program` on each image.
+    """Run `program` on RGB uint8 `[B, H, W, 3]`, as large as its input; another operation or size is an `EdgekdError`.
 
-    Args:
-        images: RGB uint8 `[B, H, W, 3]`, as large as the program's input.
-        wanted: names of the tensors to return.
-        watch: measures operations on the way; a tensor of the same shape for every image.
-
-    Returns:
-        The wanted tensors, and the watched values by operation; each float32, one row per image.
-
-    Raises:
-        EdgekdError: an operation that the evaluator does not support, or images of another size.
+    Returns the tensors `wanted`, and what `watch` measured of every operation; each float32, one row per image.
     """
     ops = [op for op in program.ops if op.kind != "classify"]  # names the largest probability
     _refuse_unknown(ops)

@@ -18,12 +18,9 @@ EVALUATED_BY = "ONNX of the engine, run by ONNX Runtime; the engine itself was n
 
 
 def onnx_evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
-    """Return the ONNX file as it is written, run by ONNX Runtime on the CPU.
+    """Return the ONNX file as it is written, run by ONNX Runtime on the CPU; `feed` makes its input of pixels.
 
     Without graph optimisation: that would drop roundings to half precision and quantize biases, which no engine does.
-
-    Args:
-        feed: uint8 `[B, H, W, 3]` → the file's input.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

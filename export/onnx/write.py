@@ -34,12 +34,8 @@ def export_onnx(
 ) -> None:
     """Write `model` to `path`: input `image` uint8 `[batch, size, size, 3]`, output float32 `[batch, …]`.
 
-    Args:
-        model: a `Deployable`; it is put in eval mode in a copy, and stays as it is.
-        metadata: the file's `metadata_props`, and the only metadata in it: the exporter's own would carry source paths.
-
-    Raises:
-        EdgekdError: an operator without ONNX counterpart, or a model beyond ONNX's 2 GB.
+    `metadata` becomes the file's only `metadata_props`: the exporter's own would carry source paths. An operator
+    without ONNX counterpart, and a model beyond ONNX's 2 GB, are an `EdgekdError`.
     """
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if n_bytes > _MAX_BYTES:
@@ -63,11 +59,8 @@ def export_onnx(
 def to_proto(model: nn.Module, inputs: Mapping[str, Tensor], output: str) -> onnx.ModelProto:
     """Return the ONNX graph of `model`, in eval mode, with a free batch and no trace of this machine.
 
-    Args:
-        inputs: name → example, in the order of the model's arguments.
-
-    Raises:
-        EdgekdError: an operator without ONNX counterpart.
+    `inputs` are examples by name, in the order of the model's arguments. An operator without ONNX counterpart is an
+    `EdgekdError`.
     """
     try:
         with quiet():

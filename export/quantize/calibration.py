@@ -86,11 +86,7 @@ def observe(
 ) -> tuple[Ranges, Means]:
     """Return the smallest and the largest value of each of the tensors over the images, and means.
 
-    Args:
-        averaged: tensors whose means are wanted too, and the axes they run over.
-
-    Raises:
-        EdgekdError: an activation is NaN or infinite.
+    Means are those of the tensors in `averaged`, over the axes given there. NaN and infinities are an `EdgekdError`.
     """
     probe = copied(model)
     graph = probe.graph

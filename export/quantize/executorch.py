@@ -36,9 +36,7 @@ def quantize(
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Return `model` with Q/DQ pairs, to be lowered, and what was done, for `artifact.json`.
 
-    Args:
-        example: uint8 `[1, H, W, 3]`.
-        images: RGB uint8 `[N, H, W, 3]` of the training domains.
+    `example` is uint8 `[1, H, W, 3]`, `images` are RGB uint8 `[N, H, W, 3]` of the training domains.
     """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 

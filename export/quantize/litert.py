@@ -37,13 +37,9 @@ _OUTPUTS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
 def quantize(
     base: Path, out: Path, images: NDArray[np.uint8], calibrator: Calibrator
 ) -> dict[str, Any]:
-    """Write the float file `base` in INT8 to `out`.
+    """Write the float file `base` in INT8 to `out`; return what was done, for `artifact.json`.
 
-    Args:
-        images: RGB uint8 `[N, H, W, 3]` of the training domains.
-
-    Returns:
-        What was done, for `artifact.json`.
+    `images` are RGB uint8 `[N, H, W, 3]` of the training domains.
     """
     from ai_edge_quantizer import quantizer
 

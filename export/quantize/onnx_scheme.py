@@ -157,10 +157,8 @@ def correct_biases(graph: Graph, means: Means, scales: Mapping[str, WeightScales
 
     A depthwise kernel has nine weights per channel, so their rounding errors do not average out: every output of the
     channel moves by the error's sum times the mean input. That mean is taken on the calibration images (M. Nagel et
-    al., Data-Free Quantization through Weight Equalization and Bias Correction, 2019, who infer it).
-
-    Args:
-        scales: of the weights that will be rounded, by name. A bias that several layers share stays as it is.
+    al., Data-Free Quantization through Weight Equalization and Bias Correction, 2019, who infer it). A bias that
+    several layers share stays as it is.
     """
     corrected = 0
     for node in graph.proto.node:

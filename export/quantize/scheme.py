@@ -45,15 +45,9 @@ class Scheme(ABC, Generic[C]):
 
     @abstractmethod
     def calibrate(self, fp32: Path, images: NDArray[np.uint8], calibrator: Calibrator) -> C:
-        """Measure what the file needs.
+        """Measure what the file of an FP32 ONNX file needs, on RGB uint8 `[N, H, W, 3]` as the model takes them.
 
-        Args:
-            fp32: the FP32 ONNX file.
-            images: RGB uint8 `[N, H, W, 3]`, prepared with the model's own preprocess.
-            calibrator: how the ranges of activations are chosen.
-
-        Raises:
-            EdgekdError: no or all-alike images, wrong shape, or activations that are not finite.
+        No or all-alike images, another shape, and activations that are not finite are an `EdgekdError`.
         """
 
     @abstractmethod

@@ -83,11 +83,7 @@ def needs(artifact: Mapping[str, Any]) -> dict[str, Any]:
 def check_runtime(artifact: Mapping[str, Any]) -> Any:
     """Return the opener of an artifact, an `edgekd.targets.session.Opener`, whose runtime this device's Python has.
 
-    Args:
-        artifact: what `artifact.json` holds; what `needs` takes of it is enough.
-
-    Raises:
-        EdgekdError: an unknown format, or a runtime that is not here, by the name of its package.
+    What `needs` takes of `artifact.json` is enough. A runtime that is not here is an `EdgekdError` with its package.
     """
     if artifact["format"] not in FORMATS:
         raise EdgekdError(
