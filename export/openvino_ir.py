@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,12 @@ from edgekd.core.predictor import Predictor
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.openvino import load_openvino, reason_of, version_of
 
-_AUTOMATIC = re.compile(r"([A-Z][A-Za-z0-9]*)_\d+(?=/|$)")
-
 
 def read(path: Path) -> Any:
     """Return the model of an ONNX file; a graph that OpenVINO does not take is an `EdgekdError`."""
     openvino = load_openvino()
     try:
-        return _renumbered(openvino.Core().read_model(path))
+        return openvino.Core().read_model(path)
     except RuntimeError as error:
         raise EdgekdError(
             f"OpenVINO {version_of(openvino)} cannot read the student's ONNX graph: {reason_of(error)}.",
@@ -34,7 +31,7 @@ def read(path: Path) -> Any:
 def save(model: Any, path: Path, metadata: Mapping[str, str], *, halved: bool) -> None:
     """Write a model as IR, with `halved` its float weights in 16 bits."""
     openvino = load_openvino()
-    model = _renumbered(model.clone())
+    model = model.clone()
     for key, value in metadata.items():
         model.set_rt_info(value, ["edgekd", key])
     try:
@@ -76,14 +73,3 @@ def evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
         return found
 
     return run
-
-
-def _renumbered(model: Any) -> Any:
-    """Number the operations that OpenVINO has named itself anew, in place: it counts them over the whole process."""
-    names: dict[str, str] = {}
-    for node in model.get_ordered_ops():
-        name = node.get_friendly_name()
-        if found := _AUTOMATIC.match(name):
-            number = names.setdefault(found[0], f"{found[1]}_{len(names)}")
-            node.set_friendly_name(number + name[found.end() :])
-    return model

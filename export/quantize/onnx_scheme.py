@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from edgekd.export.onnx.graphs import WEIGHTED_OPS, Graph, channel_rows, copied
+from edgekd.export.onnx.graphs import WEIGHTED_OPS, Graph, copied
 from edgekd.export.quantize.calibration import (
     PERCENTILE,
     Calibrator,
@@ -27,7 +27,7 @@ from edgekd.export.quantize.calibration import (
     observe,
     touched,
 )
-from edgekd.export.quantize.scheme import Scheme, relative_error
+from edgekd.export.quantize.scheme import Scheme
 
 WeightScales = tuple[int, NDArray[Any]]
 """The axis of a weight's output channels, and the scale of each."""
@@ -131,16 +131,6 @@ class OnnxScheme(Scheme[Calibrated]):
             "quantized_layers": len(layers),
             "float_layers": sorted(weighted - {*layers}),
         }
-
-    def weight_errors(self, calibrated: Calibrated) -> Mapping[str, float]:
-        graph, errors = Graph(calibrated.model), {}
-        for node in graph.layers():
-            weight = graph.value(node.input[1])
-            if (found := self.weight_scales(node, weight)) is not None:
-                axis, scale = found
-                rows = channel_rows(weight, axis)
-                errors[node.name] = relative_error(rows, scale.astype(np.float64))
-        return errors
 
 
 def averaged_inputs(graph: Graph, in_float: Collection[str]) -> dict[str, tuple[int, ...]]:

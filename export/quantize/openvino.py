@@ -20,7 +20,7 @@ from edgekd.core.predictor import Predictor
 from edgekd.export.onnx.write import unprinted
 from edgekd.export.openvino_ir import evaluator, read, save
 from edgekd.export.quantize.calibration import Calibrator
-from edgekd.export.quantize.scheme import Group, Scheme, relative_error
+from edgekd.export.quantize.scheme import Group, Scheme
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.openvino import load_openvino, reason_of
 
@@ -139,15 +139,6 @@ class OpenVinoInt8(Scheme[Rounded]):
             label = module or (f"{kind} after {last}" if last else kind)
             found.append(Group(label, (name, *movers), kind in _WEIGHTED))
         return found
-
-    def weight_errors(self, calibrated: Rounded) -> dict[str, float]:
-        errors, tiny = {}, np.finfo(np.float32).tiny
-        for node in _layers(calibrated.full):
-            if (constant := _constant(node.input_value(1))) is not None:
-                rows = _rows(node, constant.data).astype(np.float64)
-                scale = np.maximum(np.abs(rows).max(axis=1), tiny) / 127
-                errors[node.get_friendly_name()] = relative_error(rows, scale)
-        return errors
 
     def open(self, path: Path) -> Predictor:
         return evaluator(path, self.feed)
@@ -299,10 +290,3 @@ def _module(layer: Any) -> str:
         if kind in ("weight", "bias"):
             return str(module).removeprefix("backbone.")
     return ""
-
-
-def _rows(layer: Any, weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the weights of each output channel, float32 `[channels, K]`."""
-    if layer.get_type_name() == "MatMul":
-        return weight if layer.get_attributes()["transpose_b"] else weight.T
-    return weight.reshape(layer.get_output_partial_shape(0)[1].get_length(), -1)

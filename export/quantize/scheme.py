@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -69,16 +69,5 @@ class Scheme(ABC, Generic[C]):
         """Return everything that `write` quantizes, in graph order; no node is in two groups."""
 
     @abstractmethod
-    def weight_errors(self, calibrated: C) -> Mapping[str, float]:
-        """Return layer → squared error that INT8 makes in its weights, relative to their squares."""
-
-    @abstractmethod
     def open(self, path: Path) -> Predictor:
         """Return the output of a file, logits or embeddings, on one thread."""
-
-
-def relative_error(rows: NDArray[Any], scale: NDArray[Any]) -> float:
-    """Return the squared error of rounding `rows [channels, K]` to `scale [channels]`, relative to their squares."""
-    rounded = np.round(rows / scale[:, None]) * scale[:, None]
-    lost = np.square(rows - rounded).sum()
-    return float(lost / max(np.square(rows).sum(), np.finfo(np.float32).tiny))

@@ -3,8 +3,7 @@
 Each group, a layer or an addition, is quantized alone and ranked by its effect on the logits, in domain and on
 corrupted images, so the unseen domain takes no part. Then the worst stay in float, as many as the budget needs:
 doubling, then halving the interval, a handful of files. With all of them in float the file is FP32, so no budget is
-out of reach; the cost is reported. Both passes reuse one calibration. The ranking has a time limit and goes in the
-order of the weights' rounding error, so that the suspects are ranked when it ends.
+out of reach; the cost is reported. Both passes reuse one calibration, and both end at a time limit.
 """
 
 from __future__ import annotations
@@ -159,7 +158,7 @@ class Search(Generic[C]):
         if ranked < len(order):
             say(
                 f"int8: time for {ranked} of {len(order)} within {budget.search_seconds:.0f} s (--search-seconds); "
-                "the others come after them, by the rounding error of their weights"
+                "the others come after them"
             )
         kept, drops, shortest = self._shortest_prefix(order, deadline)
         if not shortest:
@@ -179,23 +178,18 @@ class Search(Generic[C]):
         """Return `groups`, the one with the largest effect on the logits first, and how many of them were ranked.
 
         The effect is the mean squared logit error with only this group quantized, over the variance of the logits; the
-        larger of the two on ID and on corrupted images.
-
-        Args:
-            deadline: of `time.monotonic()`; one group is ranked in any case. The others come last, in the order of
-                their weights' rounding error.
+        larger of the two on ID and on corrupted images. One group is ranked in any case; those for which there is no
+        time until `deadline`, of `time.monotonic()`, come last.
         """
-        errors = self.scheme.weight_errors(self.calibrated)
-        waiting = sorted(groups, key=lambda group: -errors.get(group.nodes[0], 0.0))
         effects: dict[Group, float] = {}
-        for group in waiting:
+        for group in groups:
             if effects and time.monotonic() >= deadline:
                 break
             others = _nodes([other for other in groups if other != group])
             self.scheme.write(self.calibrated, self.trial, in_float=others)
             effects[group] = self._effect(self.trial)
         ranked = sorted(effects, key=lambda group: -effects[group])
-        return ranked + [group for group in waiting if group not in effects], len(ranked)
+        return ranked + [group for group in groups if group not in effects], len(ranked)
 
     def drops(self, path: Path) -> Drops:
         """Return what a file loses against FP32."""
