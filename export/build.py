@@ -23,8 +23,7 @@ from edgekd.export.graph import Deployable
 from edgekd.export.onnx.graphs import rewrite, to_half, with_float_input, with_resize
 from edgekd.export.onnx.write import export_onnx
 from edgekd.export.quantize.calibration import Calibrator
-from edgekd.export.quantize.scheme import Scheme
-from edgekd.export.quantize.search import AccuracyBudget, quantize_within
+from edgekd.export.quantize.search import AccuracyBudget, Scheme, quantize_within
 from edgekd.targets.bank import ClassBank
 from edgekd.targets.devices.payload import write_agent
 from edgekd.targets.feed import Feed, feed_of

@@ -27,7 +27,7 @@ from edgekd.export.quantize.calibration import (
     observe,
     touched,
 )
-from edgekd.export.quantize.scheme import Scheme
+from edgekd.export.quantize.search import Scheme
 
 WeightScales = tuple[int, NDArray[Any]]
 """The axis of a weight's output channels, and the scale of each."""

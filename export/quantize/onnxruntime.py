@@ -28,7 +28,7 @@ from edgekd.export.quantize.onnx_scheme import (
     between_tokens,
     group_names,
 )
-from edgekd.export.quantize.scheme import Group
+from edgekd.export.quantize.search import Group
 
 _STEM_CHANNELS, _STEM_WEIGHTS = 4, 8192
 """At most, of a first convolution that stays in float."""
@@ -43,7 +43,6 @@ class OnnxRuntimeInt8(OnnxScheme):
     ops = qdq.INTEGER_OPS
     symmetric = False
     rest = "fp32"
-    timed = True
 
     def __init__(self, *, padded: bool = True) -> None:
         self.padded = padded

@@ -20,7 +20,7 @@ from edgekd.core.predictor import Predictor
 from edgekd.export.onnx.write import unprinted
 from edgekd.export.openvino_ir import evaluator, read, save
 from edgekd.export.quantize.calibration import Calibrator
-from edgekd.export.quantize.scheme import Group, Scheme
+from edgekd.export.quantize.search import Group, Scheme
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.openvino import load_openvino, reason_of
 
@@ -51,7 +51,6 @@ class OpenVinoInt8(Scheme[Rounded]):
     """
 
     rest = "fp16"
-    timed = True
 
     def __init__(
         self, metadata: Mapping[str, str], feed: Feed = as_pixels, *, embeds: bool = False

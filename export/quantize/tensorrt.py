@@ -40,7 +40,7 @@ from edgekd.export.quantize.onnx_scheme import (
     between_tokens,
     group_names,
 )
-from edgekd.export.quantize.scheme import Group
+from edgekd.export.quantize.search import Group
 
 _FLOOR = 2.0**-20  # of a scale: 16 float16 steps above 0, so that rounding moves it by 3 % at most
 _HALF_MAX = 65504.0
@@ -56,7 +56,6 @@ class TensorRtInt8(OnnxScheme):
     ops = (*WEIGHTED_OPS, "Add")
     symmetric = True
     rest = "fp16"
-    timed = False
 
     def prepare(self, model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(model)
