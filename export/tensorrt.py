@@ -16,7 +16,7 @@ from edgekd.export.onnx.evaluate import ONNX_FILE
 from edgekd.export.quantize.tensorrt import TensorRtInt8
 from edgekd.export.quantize.tensorrt_rules import findings
 from edgekd.targets.trt.build import BuildError, build, parse
-from edgekd.targets.trt.builders import Choice, choose, module
+from edgekd.targets.trt.machine import Choice, choose, module
 
 ENGINE_FILE = "model.engine"
 MAX_BATCH = 32

@@ -19,13 +19,14 @@ from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.targets.feed import Feed
 from edgekd.targets.session import RuntimeOptions, Session, feed_for
 from edgekd.targets.trt.build import MODULES
-from edgekd.targets.trt.builders import find_gpu, runtime
-from edgekd.targets.trt.device import (
+from edgekd.targets.trt.machine import (
     DEVICE_FILE,
     HOW,
     check_tensorrt,
+    find_gpu,
     ready_engine,
     refuse_mismatch,
+    runtime,
 )
 
 ENGINE_FILE = "model.engine"

@@ -32,9 +32,9 @@ from edgekd.export.quantize.tensorrt_rules import findings
 from edgekd.export.tensorrt import check_legal
 from edgekd.targets import tensorrt
 from edgekd.targets.session import open_session
-from edgekd.targets.trt import builders as trt_builders
+from edgekd.targets.trt import machine as trt_machine
 from edgekd.targets.trt.build import BuildError
-from edgekd.targets.trt.builders import DEFAULT_AHEAD, Gpu, capabilities_of, choose, find_gpu
+from edgekd.targets.trt.machine import DEFAULT_AHEAD, Gpu, capabilities_of, choose, find_gpu
 
 pytestmark = pytest.mark.usefixtures("graphs_once")
 
@@ -55,9 +55,9 @@ def machine(
     full: Any | None = None,
     ahead: Any | None = None,
 ) -> None:
-    monkeypatch.setattr(trt_builders, "find_gpu", lambda: gpu)
+    monkeypatch.setattr(trt_machine, "find_gpu", lambda: gpu)
     monkeypatch.setattr(
-        trt_builders, "module", lambda name: {"tensorrt": full, "tensorrt-rtx": ahead}[name]
+        trt_machine, "module", lambda name: {"tensorrt": full, "tensorrt-rtx": ahead}[name]
     )
 
 

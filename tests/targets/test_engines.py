@@ -28,8 +28,8 @@ from edgekd.targets.agent.job import Job, JobArtifact
 from edgekd.targets.agent.store import read_step
 from edgekd.targets.devices import drive
 from edgekd.targets.devices.payload import write_agent
-from edgekd.targets.trt import device as trt_device
-from edgekd.targets.trt.builders import Gpu
+from edgekd.targets.trt import machine as trt_device
+from edgekd.targets.trt.machine import Gpu
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
