@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import logging
 import os
 import re
@@ -13,7 +12,7 @@ from typing import Any
 
 from edgekd.configs.train import LOGGERS
 from edgekd.core.console import warn
-from edgekd.core.errors import EdgekdError, first_line
+from edgekd.core.errors import EdgekdError, first_line, optional
 from edgekd.core.files import write_json
 from edgekd.core.readers import read_object, read_text
 
@@ -178,13 +177,7 @@ def _logged(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _class(name: str) -> Any:
-    try:
-        importlib.import_module(name)
-        loggers = importlib.import_module("pytorch_lightning.loggers")
-        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-        return getattr(loggers, _CLASSES[name])
-    except ImportError as error:
-        raise EdgekdError(
-            f"The logger {name} needs packages that are not installed here.",
-            f'Install them: pip install "edgekd[{name}]".',
-        ) from error
+    optional(name, name, f"The logger {name}")
+    loggers = optional("pytorch_lightning.loggers", name, f"The logger {name}")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    return getattr(loggers, _CLASSES[name])

@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from edgekd.configs.train import TrainConfig
+from edgekd.core.ahead import map_ahead
 from edgekd.core.console import is_main_process, say, set_rank, shell_word
 from edgekd.core.errors import EdgekdError, Stopped
 from edgekd.core.folders import RUN, growing
@@ -33,7 +35,6 @@ from edgekd.distill.classification.finish import finish
 from edgekd.distill.classification.plan import load_data, settle
 from edgekd.distill.classification.setup import build, initialise, prepare
 from edgekd.distill.classification.task import Classification
-from edgekd.distill.inputs.batches import Prefetcher
 from edgekd.distill.launch import (
     Fabric,
     find_launch,
@@ -103,10 +104,13 @@ def fit(
         evaluations = evaluation_steps(span, validate_every) if final else ()
 
         # The student's views, float [b, 3, S, S] in 0–1, are made ahead too, beside the step before.
-        stop = start if checkpoint.patience_over else span.stop
-        batches = Prefetcher(partial(_with_views, task), range(start, stop))
+        todo = range(start, start if checkpoint.patience_over else span.stop)
+        batches = map_ahead(partial(_with_views, task), todo, ahead=1)
         done, stopping = start, False
-        for step, (raw, views) in batches:
+        for step in todo:
+            since = time.perf_counter()
+            raw, views = next(batches)
+            waited_s = time.perf_counter() - since
             # Mode and learning rate of this step.
             training_mode(model, frozen_bn=frozen_bn)
             constant = config.average == "swad" and final
@@ -135,7 +139,7 @@ def fit(
             # Log, validate, checkpoint.
             done = step + 1
             images = len(batch.labels) * fabric.world_size
-            progress.step(step, stage.name, loss, values, lr, images, batches.waited_s)
+            progress.step(step, stage.name, loss, values, lr, images, waited_s)
             if validate_every and done in evaluations:
                 checkpoint.evaluate(done, task, average, progress)
             if callback and done in evaluations:

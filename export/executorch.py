@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from edgekd.core.errors import NotHere
+from edgekd.core.errors import optional
 from edgekd.core.manifest import TensorSpec
 from edgekd.export.build import Build, Written, converting
 from edgekd.export.graph import Deployable
@@ -44,7 +44,8 @@ def write(build: Build) -> Written:
 
     It is `NotHere` without ExecuTorch, and an `EdgekdError` for an operator that ExecuTorch does not take.
     """
-    _load()
+    for package in ("executorch.exir", "executorch.runtime"):
+        optional(package, "executorch", "The ExecuTorch target")
     size = build.source.preprocess.size
     example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     with converting("Lowering to ExecuTorch"):
@@ -54,16 +55,6 @@ def write(build: Build) -> Written:
     image = TensorSpec(name=INPUT, dtype="uint8", shape=(1, size, size, 3), layout="NHWC RGB")
     details = {"executorch": version("executorch"), "backend": "XNNPACK"}
     return Written("executorch", (MODEL_FILE,), (image,), (output,), quantization, details)
-
-
-def _load() -> None:
-    try:
-        import executorch.exir
-        import executorch.runtime  # noqa: F401
-    except (ImportError, OSError) as error:
-        raise NotHere(
-            f"ExecuTorch is not on this machine ({error}).", 'pip install "edgekd[executorch]"'
-        ) from error
 
 
 def _lowered(build: Build, example: torch.Tensor) -> tuple[bytes, dict[str, Any] | None]:

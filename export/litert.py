@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.core.errors import NotHere
+from edgekd.core.errors import optional
 from edgekd.core.manifest import LABELS_FILE, TensorSpec
 from edgekd.export.build import Build, Written, agent_beside, converting
 from edgekd.export.quantize.calibration import (
@@ -52,7 +52,8 @@ def write(build: Build) -> Written:
     fp16 and int8-weights store weights in fewer bits and compute in float. It is `NotHere` without the packages, and an
     `EdgekdError` for an operator that litert-torch or the quantizer does not take.
     """
-    _load()
+    for package in ("ai_edge_litert.interpreter", "ai_edge_quantizer", "litert_torch"):
+        optional(package, "litert", "The LiteRT target")
     size, path = build.source.preprocess.size, build.folder / MODEL_FILE
     with tempfile.TemporaryDirectory() as scratch:
         base = path if build.config.precision == "fp32" else Path(scratch) / MODEL_FILE
@@ -76,17 +77,6 @@ def _attach_labels(path: Path, classes: Sequence[str]) -> None:
     """Append the classes as an associated file: a ZIP archive behind the model, which interpreters do not read."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(zipfile.ZipInfo(LABELS_FILE), "".join(f"{name}\n" for name in classes))
-
-
-def _load() -> None:
-    try:
-        import ai_edge_litert.interpreter  # noqa: F401
-        import ai_edge_quantizer  # noqa: F401
-        import litert_torch  # noqa: F401
-    except (ImportError, OSError) as error:
-        raise NotHere(
-            f"LiteRT's converter is not on this machine ({error}).", 'pip install "edgekd[litert]"'
-        ) from error
 
 
 def _convert(build: Build, path: Path, example: torch.Tensor) -> None:

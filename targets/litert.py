@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError, NotHere, first_line
+from edgekd.core.errors import EdgekdError, first_line, optional
 from edgekd.targets.session import RuntimeOptions, Session, model_path
 
 PACKAGE = "ai-edge-litert"
@@ -57,11 +57,5 @@ def load_litert() -> tuple[Any, str]:
     """Return the module of LiteRT's interpreter and its version; it is `NotHere` where it does not load."""
     from importlib.metadata import version
 
-    try:
-        from ai_edge_litert import interpreter
-    except (ImportError, OSError) as error:
-        raise NotHere(
-            "LiteRT is not on this machine, and nothing else runs its files.",
-            'pip install "edgekd[litert]"',
-        ) from error
+    interpreter = optional("ai_edge_litert.interpreter", "litert", "A LiteRT file")
     return interpreter, version(PACKAGE)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.core.errors import EdgekdError, NotHere, optional
 from edgekd.targets.session import (
     OR_ANOTHER,
     Placement,
@@ -122,13 +122,7 @@ def check(artifact: Mapping[str, Any]) -> None:
 
 def load_openvino() -> Any:
     """Return the package `openvino`; it is `NotHere` where it does not load, another release an `EdgekdError`."""
-    try:
-        import openvino
-    except (ImportError, OSError) as error:
-        raise NotHere(
-            "OpenVINO is not on this machine, and nothing else runs its files.",
-            'pip install "edgekd[openvino]"',
-        ) from error
+    openvino = optional("openvino", "openvino", "An OpenVINO file")
     release = _numbers(version_of(openvino))[:2]
     if not OLDEST <= release < TOO_NEW:
         raise EdgekdError(

@@ -8,12 +8,9 @@ once: one uint8 array on disk, squash-resized to the side a model needs, shared 
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -320,28 +317,3 @@ class BatchSource:
             teacher_pixels=torch.from_numpy(online.batch(indices)) if online else None,
             restyle=restyle,
         )
-
-
-Made = TypeVar("Made")
-
-
-class Prefetcher(Generic[Made]):
-    """Iterates over the batches of `steps`, one ahead in a background thread.
-
-    `waited_s` is how long the consumer has waited for the present batch.
-    """
-
-    def __init__(self, source: Callable[[int], Made], steps: range) -> None:
-        self._source, self._steps = source, steps
-        self.waited_s = 0.0
-
-    def __iter__(self) -> Iterator[tuple[int, Made]]:
-        with ThreadPoolExecutor(1, thread_name_prefix="edgekd-data") as pool:
-            upcoming = None
-            for step in self._steps:
-                current = upcoming or pool.submit(self._source, step)
-                upcoming = pool.submit(self._source, step + 1) if step + 1 in self._steps else None
-                started = time.perf_counter()
-                batch = current.result()
-                self.waited_s = time.perf_counter() - started
-                yield step, batch

@@ -23,7 +23,7 @@ from edgekd.distill.models.students import TEACHER_ENCODER, make_student, timm_n
 from edgekd.distill.models.teachers import ClipTeacher, load_teacher
 
 if TYPE_CHECKING:
-    from edgekd.configs.fetch import FetchConfig
+    from edgekd.configs.models import FetchConfig
 
 _LOCAL = ("toy", "local-dir:", "embeddings:")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError
+from edgekd.core.errors import EdgekdError, optional
 from edgekd.export.onnx.write import quiet
 
 WEIGHTS = Path("Data") / "com.apple.CoreML" / "weights"
@@ -123,16 +123,9 @@ def read_program(package: Path) -> MilProgram:
 
 
 def import_coremltools() -> Any:
-    """Return coremltools, without its remarks about versions and macOS; an `EdgekdError` where it is missing."""
-    try:
-        with quiet():
-            import coremltools
-    except ImportError as error:
-        raise EdgekdError(
-            "The Core ML target needs coremltools, which is not installed here.",
-            'Install it: pip install "edgekd[coreml]", or pip install coremltools.',
-        ) from error
-    return coremltools
+    """Return coremltools, without its remarks about versions and macOS; it is `NotHere` where it is missing."""
+    with quiet():
+        return optional("coremltools", "coreml", "The Core ML target")
 
 
 def _is_stored(op: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError, first_line
+from edgekd.core.errors import EdgekdError, optional
 from edgekd.core.predictor import Predictor
 from edgekd.export.onnx.write import unprinted
 from edgekd.export.openvino_ir import evaluator, read, save
@@ -173,19 +173,12 @@ def layers_in_float(model: Any) -> list[str]:
 
 
 def import_nncf() -> Any:
-    """Return the package `nncf`; an `EdgekdError` where it is missing."""
+    """Return the package `nncf`; it is `NotHere` where it is missing."""
     # NNCF reports its use to a server of its makers unless this is set.
     os.environ.setdefault("NNCF_CI", "1")
-    try:
-        with unprinted():
-            import nncf
-
-            nncf.set_log_level(40)
-    except ImportError as error:
-        raise EdgekdError(
-            f"INT8 for OpenVINO needs the package nncf, which cannot be imported ({first_line(error)}).",
-            'Install it: pip install "edgekd[openvino]".',
-        ) from error
+    with unprinted():
+        nncf = optional("nncf", "openvino", "INT8 for OpenVINO")
+        nncf.set_log_level(40)
     return nncf
 
 
