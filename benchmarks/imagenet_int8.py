@@ -26,9 +26,9 @@ from edgekd.configs.export import ExportConfig
 from edgekd.core.manifest import Precision
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.artifact import export_model
-from edgekd.export.build import Source
 from edgekd.export.graph import Deployable
 from edgekd.export.quantize.calibration import Calibrator
+from edgekd.export.writer import Source
 from edgekd.targets.registry import TARGETS
 from edgekd.targets.session import Session, open_session
 

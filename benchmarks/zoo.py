@@ -146,7 +146,7 @@ def export_cell(
     from edgekd.core.errors import EdgekdError, NotHere
     from edgekd.core.preprocess import Preprocess
     from edgekd.export.artifact import export_model
-    from edgekd.export.build import Source
+    from edgekd.export.writer import Source
     from edgekd.targets.session import open_session
 
     base = folder / "onnxruntime-fp32" / "model.onnx"

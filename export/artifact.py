@@ -24,7 +24,6 @@ from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.predictor import in_batches
 from edgekd.core.readers import sha256_file
 from edgekd.core.version import __version__
-from edgekd.export.build import Build, Source, Written
 from edgekd.export.graph import Deployable, fuse, torch_logits
 from edgekd.export.onnx.write import OPSET
 from edgekd.export.parity import (
@@ -36,6 +35,7 @@ from edgekd.export.parity import (
     write_reference,
 )
 from edgekd.export.quantize.calibration import Calibrator
+from edgekd.export.writer import Build, Source, Written
 from edgekd.targets.bank import BANK_FILE
 from edgekd.targets.registry import artifact_name, get_target
 from edgekd.targets.session import open_session

@@ -22,9 +22,9 @@ from torch import Tensor, fx
 
 from edgekd.core.errors import optional
 from edgekd.core.manifest import TensorSpec
-from edgekd.export.build import Build, Written, converting
 from edgekd.export.graph import Deployable
 from edgekd.export.quantize.calibration import lost_by_rounding
+from edgekd.export.writer import Build, Written, converting
 
 MODEL_FILE = "model.pte"
 INPUT = "images"

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from edgekd.core.errors import optional
 from edgekd.core.manifest import LABELS_FILE, TensorSpec
-from edgekd.export.build import Build, Written, agent_beside, converting
 from edgekd.export.quantize.calibration import (
     Calibrator,
     Means,
@@ -36,6 +35,7 @@ from edgekd.export.quantize.calibration import (
     narrowed,
     refuse_infinite,
 )
+from edgekd.export.writer import Build, Written, agent_beside, converting
 
 MODEL_FILE = "model.tflite"
 INPUT = "images"

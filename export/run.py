@@ -24,15 +24,15 @@ from edgekd.data.corruptions import NAMES, SIZE, corrupt
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
 from edgekd.data.unlabelled import NO_DOMAIN, with_unlabelled
-from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.load_run import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
 from edgekd.distill.inputs.batches import pixel_batches
 from edgekd.distill.loggers import attach_to_run
 from edgekd.export.artifact import export_model
-from edgekd.export.build import Source
 from edgekd.export.graph import Deployable, fold_head
 from edgekd.export.parity import MIN_AGREEMENT
 from edgekd.export.quantize.search import AccuracyBudget
+from edgekd.export.writer import Source
 from edgekd.targets.devices.payload import encoded_image
 from edgekd.targets.profiles import follow_profile
 from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, get_target, target_of

@@ -11,7 +11,7 @@ from benchmark_fakes import four_subjects, paint_images
 
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.compare import compare, speed_rows
-from edgekd.benchmark.report.answers import fastest
+from edgekd.benchmark.report.summary import fastest
 from edgekd.benchmark.report.tables import comparison
 from edgekd.benchmark.results.schema import Report, load_of
 from edgekd.benchmark.subjects import Suite
