@@ -41,14 +41,8 @@ FRIENDLY = {
 }
 
 RESERVED = (
-    "num_classes",
-    "in_chans",
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "checkpoint_path",
-    "cache_dir",
-)
+    "num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
+)  # fmt: skip
 """Arguments of `timm.create_model` that edgekd sets itself, or that would load weights beside its own checks."""
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -106,10 +105,7 @@ def _image_set(root: Path, paths: list[str], combinations: list[str], shifted: b
     classes = tuple(sorted(set(colours)))
     domains = ("held-out", "seen") if shifted else ("all",)
     held = [0 if not shifted or name in HELD_OUT else 1 for name in combinations]
-    with ThreadPoolExecutor() as pool:
-        keys = tuple(
-            digest[:32] for digest in pool.map(lambda path: sha256_file(root / path), paths)
-        )
+    keys = tuple(sha256_file(root / path)[:32] for path in paths)
     return ImageSet(
         name="easy-vqa",
         classes=classes,

@@ -154,24 +154,17 @@ def _cause(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def unprinted() -> Iterator[None]:
-    """Hide what is printed and warned; errors come as exceptions."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Hide what the exporter prints, logs and warns; what it raises comes through."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with unprinted():
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)

@@ -70,8 +70,10 @@ class OnnxScheme(Scheme[Calibrated]):
         """Return how a layer's weight is rounded; None for one that stays in float."""
 
     @abstractmethod
-    def quantized_layers(self, calibrated: Calibrated, in_float: Collection[str]) -> list[str]:
-        """Return the names of the layers that become integer where the nodes `in_float` do not."""
+    def quantized(
+        self, model: onnx.ModelProto, calibrated: Calibrated, in_float: Collection[str]
+    ) -> list[NodeProto]:
+        """Return the nodes of `model` that become integer where the nodes `in_float` do not, in graph order."""
 
     @abstractmethod
     def insert_pairs(
@@ -108,7 +110,8 @@ class OnnxScheme(Scheme[Calibrated]):
     ) -> dict[str, Any]:
         model = copied(calibrated.model)
         graph = Graph(model)
-        layers = self.quantized_layers(calibrated, in_float)
+        chosen = self.quantized(model, calibrated, in_float)
+        layers = {node.name for node in chosen if node.op_type in WEIGHTED_OPS}
         scales = {
             node.input[1]: found
             for node in graph.layers()
@@ -129,7 +132,7 @@ class OnnxScheme(Scheme[Calibrated]):
             "calibration_images": calibrated.images,
             "corrected_biases": corrected,
             "quantized_layers": len(layers),
-            "float_layers": sorted(weighted - {*layers}),
+            "float_layers": sorted(weighted - layers),
         }
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError, optional
 from edgekd.core.predictor import Predictor
-from edgekd.export.onnx.write import unprinted
+from edgekd.export.onnx.write import quiet
 from edgekd.export.openvino_ir import evaluator, read, save
 from edgekd.export.quantize.calibration import Calibrator
 from edgekd.export.quantize.search import Group, Scheme
@@ -78,7 +78,7 @@ class OpenVinoInt8(Scheme[Rounded]):
             smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
         )
         try:
-            with unprinted():
+            with quiet():
                 rounded = nncf.quantize(
                     model.clone(),
                     nncf.Dataset([images[i : i + 1] for i in range(len(images))], self.feed),
@@ -176,7 +176,7 @@ def import_nncf() -> Any:
     """Return the package `nncf`; it is `NotHere` where it is missing."""
     # NNCF reports its use to a server of its makers unless this is set.
     os.environ.setdefault("NNCF_CI", "1")
-    with unprinted():
+    with quiet():
         nncf = optional("nncf", "openvino", "INT8 for OpenVINO")
         nncf.set_log_level(40)
     return nncf

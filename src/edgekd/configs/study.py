@@ -38,7 +38,7 @@ class StudyOptions(Config):
     protocol: Literal["lodo", "class-disjoint", "k-shot", "low-shot", "adapt"] = "lodo"
     """lodo (unseen domains), adapt (unlabelled images of them), class-disjoint (classes), k-shot (a few images of such
     classes) or low-shot (labels)."""
-    seeds: int = 3
+    seeds: int = option(default=3, ge=1)
     """How many seeds, from 0."""
     test_domains: Words = option(default=())
     """Domains to leave out in turn, with commas. Default: all; low-shot: the last."""
@@ -54,7 +54,7 @@ class StudyOptions(Config):
     """Recipe that the others are compared with. Default: erm, or the first."""
     oracle: bool = False
     """lodo, low-shot: beside each result the best step's, chosen on the unseen images."""
-    jobs: int = 1
+    jobs: int = option(default=1, ge=1)
     """Cells side by side, in processes that share cores and GPUs."""
     part: str | None = option(default=None)
     """i/n: run the i-th of n parts of the cells, for a scheduler's job array; the whole study makes the tables."""
@@ -116,15 +116,8 @@ class StudyConfig(RunOptions, StudyOptions):
 
     @check
     def _counts(self) -> None:
-        if self.seeds < 1:
-            raise EdgekdError(
-                f"A study over {self.seeds} seeds has no runs.",
-                "Give --seeds 1 or more; 3 are usual.",
-            )
         if self.part is not None:
             _ = self.share
-        if self.jobs < 1:
-            raise EdgekdError(f"{self.jobs} jobs run nothing.", "Give --jobs 1 or more.")
         for part in self.fractions:
             if not 0 < part <= 1:
                 raise EdgekdError(
