@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import onnx
 
-from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.export.onnx.graphs import rewrite, with_float_input
 from edgekd.export.openvino_ir import read, save
 from edgekd.export.quantize.calibration import check_calibration
@@ -13,8 +12,6 @@ from edgekd.export.writer import Build, Written, agent_beside
 from edgekd.targets.openvino import load_openvino, version_of
 
 MODEL_FILES = ("model.xml", "model.bin")
-INFERENCE_PRECISIONS = ("f32", "bf16", "f16")
-"""What OpenVINO's CPU device can compute in, apart from int8."""
 
 
 def write(build: Build) -> Written:
@@ -24,7 +21,8 @@ def write(build: Build) -> Written:
     and for a graph that OpenVINO or NNCF does not take.
     """
     openvino = load_openvino()
-    computes_in = _inference_precision(build)
+    # Float layers compute in float32 unless the option is set.
+    computes_in = build.config.inference_precision or "f32"
     source, precision = build.source, build.config.precision
     path, quantization = build.folder / MODEL_FILES[0], None
     with build.fp32_file() as base:
@@ -45,19 +43,3 @@ def write(build: Build) -> Written:
         quantization=quantization,
         details={"openvino": version_of(openvino), "inference_precision": computes_in},
     )
-
-
-def _inference_precision(build: Build) -> str:
-    """Return what the file's float layers compute in; `f32` unless the option is set."""
-    chosen = build.config.inference_precision or "f32"
-    if chosen not in INFERENCE_PRECISIONS:
-        raise EdgekdError(
-            f'OpenVINO has no inference precision "{chosen}".',
-            did_you_mean(chosen, INFERENCE_PRECISIONS),
-        )
-    if build.config.precision == "fp32" and chosen != "f32":
-        raise EdgekdError(
-            f"An fp32 file gives the student's own logits, which {chosen} does not.",
-            "Export with --fp16 or --int8 for this inference precision.",
-        )
-    return chosen

@@ -169,30 +169,6 @@ def opener_of(format: str) -> Any:
     return importlib.import_module(target_of(format).opener)
 
 
-def check_calibrator(target: Target, precision: str, calibrator: str | None) -> None:
-    """Refuse a way to choose ranges that the target does not have, or a precision without ranges."""
-    if calibrator is None:
-        return
-    if calibrator not in target.calibrators:
-        raise EdgekdError(
-            f'{target.name} has no calibrator "{calibrator}".',
-            did_you_mean(calibrator, target.calibrators),
-        )
-    if precision != "int8":
-        raise EdgekdError(
-            f"{precision} has no ranges to choose.", "--calibrator belongs to --int8."
-        )
-
-
-def check_input(target: Target, kind: Input) -> None:
-    """Refuse an input that the target's files do not take."""
-    if kind not in target.inputs:
-        raise EdgekdError(
-            f"The files of {target.name} have no input of the kind {kind}.",
-            f"Choose --input {' or '.join(target.inputs)}.",
-        )
-
-
 def artifact_name(
     target: str,
     precision: str,

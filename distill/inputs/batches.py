@@ -136,13 +136,7 @@ def make_sampler(
     """
     if not len(train):
         return Sampler((), (BalancedSampler((unlabelled,), batch, seed),))
-    wanted = round(share * batch)
-    places = min(wanted, len(unlabelled), batch - 1)
-    if places and places < wanted:
-        say(
-            f"unlabelled: {len(unlabelled)} images for the {wanted} places that they may take in a batch; each "
-            "batch holds all of them"
-        )
+    places = min(round(share * batch), len(unlabelled), batch - 1)
     labelled = batch - places
     many, few = train[~is_shot[train]], train[is_shot[train]]
     groups = tuple(many[group_of[many] == group] for group in np.unique(group_of[many]))

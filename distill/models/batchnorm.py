@@ -1,4 +1,4 @@
-"""BatchNorm in training: statistics frozen and folded into convolutions, or recomputed for averaged weights.
+"""BatchNorm in training: statistics frozen and folded into convolutions.
 
 With fixed statistics BatchNorm is one factor and one offset per channel, so `bn(conv(x))` is a convolution with scaled
 weights and a bias: the same numbers, weights and gradients, without reading and writing every activation once more in
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from timm.layers.conv2d_same import conv2d_same
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.optim.swa_utils import update_bn
 
 from edgekd.distill.models.depthwise import depthwise_conv2d, is_depthwise
 
@@ -38,16 +37,6 @@ def training_mode(model: nn.Module, *, frozen_bn: bool) -> None:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-
-
-def recompute_statistics(model: nn.Module, views: Iterable[Tensor]) -> None:
-    """Recompute BatchNorm statistics of averaged weights, in place: the averaged ones are of other weights.
-
-    Args:
-        views: batches, float `[B, 3, S, S]` in 0–1.
-    """
-    with torch.no_grad():
-        update_bn(views, model)
 
 
 def find_folds(model: nn.Module, example: Tensor) -> list[Fold]:
