@@ -149,7 +149,7 @@ def _draft(
             padding=config.padding,
         ),
         target=config.target,
-        format=written.format,
+        format=get_target(config.target).format,
         precision=config.precision,
         files={file: sha256_file(build.folder / file) for file in (*written.files, *further)},
         inputs=written.inputs,

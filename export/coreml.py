@@ -107,7 +107,6 @@ def write(build: Build) -> Written:
         name="image", dtype="image", shape=(size, size), layout="RGB, 8 bits per channel"
     )
     return Written(
-        format="coreml",
         files=(_MODEL, *(name for name in names if name != _MODEL)),
         inputs=(image,),
         outputs=_outputs(build),
@@ -129,10 +128,7 @@ def _write_half(
         What was quantized, and details: what half precision would do, and how far each step strays from the one before.
     """
     images, precision = build.source.calibration, build.config.precision
-    if images is None or len(images) == 0:
-        raise EdgekdError(
-            "The range analysis for half precision needs images.", "Give some training images."
-        )
+    assert images is not None
     samples = _spread(images, _SAMPLES)
     full = _read_back(model, build.folder)
     ranges = measure_ranges(full, samples)

@@ -54,7 +54,7 @@ def write(build: Build) -> Written:
     output = build.output.model_copy(update={"shape": (1, *build.output.shape[1:])})
     image = TensorSpec(name=INPUT, dtype="uint8", shape=(1, size, size, 3), layout="NHWC RGB")
     details = {"executorch": version("executorch"), "backend": "XNNPACK"}
-    return Written("executorch", (MODEL_FILE,), (image,), (output,), quantization, details)
+    return Written((MODEL_FILE,), (image,), (output,), quantization, details)
 
 
 def _lowered(build: Build, example: torch.Tensor) -> tuple[bytes, dict[str, Any] | None]:

@@ -64,7 +64,6 @@ def write(build: Build) -> Written:
     output = build.output.model_copy(update={"shape": (1, *build.output.shape[1:])})
     image = TensorSpec(name=INPUT, dtype="uint8", shape=(1, size, size, 3), layout="NHWC RGB")
     return Written(
-        format="tflite",
         files=(MODEL_FILE, *agent_beside(build)),
         inputs=(image,),
         outputs=(output,),

@@ -14,4 +14,4 @@ def write(build: Build) -> Written:
     scheme = OnnxRuntimeInt8(padded=options.get("padding", True))
     quantization = write_onnx(build, build.folder / MODEL_FILE, scheme)
     files = (MODEL_FILE, *agent_beside(build))
-    return Written("onnx", files, (build.image,), (build.output,), quantization, options)
+    return Written(files, (build.image,), (build.output,), quantization, options)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import onnx
-
 from edgekd.export.onnx.graphs import rewrite, with_float_input
 from edgekd.export.openvino_ir import read, save
 from edgekd.export.quantize.calibration import check_calibration
@@ -27,7 +25,7 @@ def write(build: Build) -> Written:
     path, quantization = build.folder / MODEL_FILES[0], None
     with build.fp32_file() as base:
         if precision == "int8" and source.calibration is not None:
-            check_calibration(source.calibration, onnx.load(base))
+            check_calibration(source.calibration)
         if build.config.input == "float":
             rewrite(base, base, with_float_input)
         if precision == "int8":
@@ -36,7 +34,6 @@ def write(build: Build) -> Written:
         else:
             save(read(base), path, source.metadata, halved=precision != "fp32")
     return Written(
-        format="openvino",
         files=(*MODEL_FILES, *agent_beside(build)),
         inputs=(build.image,),
         outputs=(build.output,),

@@ -41,7 +41,6 @@ def write(order: Build) -> Written:
     engine = _build_engine(choice, order.folder)
     _write_bundle(order.folder, order.image)
     return Written(
-        format="tensorrt",
         files=(*engine, ONNX_FILE, "build.sh", "build_engine.py"),
         inputs=(order.image,),
         outputs=(order.output,),

@@ -143,7 +143,6 @@ class Build:
 class Written:
     """What the folder holds now."""
 
-    format: str
     files: tuple[str, ...]
     """Relative to the folder, the model first."""
     inputs: tuple[TensorSpec, ...]

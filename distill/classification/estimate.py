@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import statistics
 import time
 from collections.abc import Callable
@@ -90,9 +89,6 @@ class Estimate:
             f"time: about {_duration(sum(known.values()))} here ({shown}), measured by {_TRIAL_STEPS} trial steps of "
             "each stage",
         ]
-
-    def _repr_html_(self) -> str:
-        return "<br>".join(html.escape(line) for line in self.lines())
 
 
 def plan_run(config: TrainConfig) -> Estimate:

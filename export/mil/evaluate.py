@@ -43,18 +43,12 @@ def evaluate(
     arithmetic: Arithmetic = "declared",
     watch: Watch | None = None,
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
-    """Run `program` on RGB uint8 `[B, H, W, 3]`, as large as its input; another operation or size is an `EdgekdError`.
+    """Run `program` on RGB uint8 `[B, H, W, 3]`, as large as its input; an unknown operation is an `EdgekdError`.
 
     Returns the tensors `wanted`, and what `watch` measured of every operation; each float32, one row per image.
     """
     ops = [op for op in program.ops if op.kind != "classify"]  # names the largest probability
     _refuse_unknown(ops)
-    height, width = program.input_shape[2:]
-    if images.dtype != np.uint8 or images.shape[1:] != (height, width, 3) or len(images) == 0:
-        raise EdgekdError(
-            f"The Core ML program takes uint8 [B, {height}, {width}, 3], not {images.dtype} {list(images.shape)}.",
-            "Prepare the images with the artifact's preprocess.",
-        )
     constants = [{name: _constant(value) for name, value in op.inputs.items()} for op in ops]
     last_use = {name: number for number, op in enumerate(ops) for name in op.reads}
 

@@ -92,7 +92,7 @@ class OnnxScheme(Scheme[Calibrated]):
         self, fp32: Path, images: NDArray[np.uint8], calibrator: Calibrator = "minmax"
     ) -> Calibrated:
         model = self.prepare(onnx.load(fp32))
-        check_calibration(images, model)
+        check_calibration(images)
         graph = Graph(model)
         in_float = self.float_nodes(graph)
         near = touched(graph, self.ops, in_float)

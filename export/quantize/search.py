@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.console import say, warn
-from edgekd.core.errors import EdgekdError, GateFailed
+from edgekd.core.errors import GateFailed
 from edgekd.core.manifest import Precision
 from edgekd.core.predictor import Predictor, in_batches
 from edgekd.export.quantize.calibration import Calibrator
@@ -150,14 +150,8 @@ def quantize_within(
     """Write the INT8 file `out` with as few groups in float as keep it within `budget`.
 
     `to_logits` makes logits of the output of a file that ends in an embedding. Returns as `Scheme.write`, and `mixed`:
-    what stayed in float, the drops, and what they cost in MB. A drop below 0 that was requested is a `GateFailed`;
-    without validation images, or with useless calibration images, it is an `EdgekdError`.
+    what stayed in float, the drops, and what they cost in MB. A drop below 0 that was requested is a `GateFailed`.
     """
-    if len(budget.pixels) == 0:
-        raise EdgekdError(
-            "There are no validation images to measure the drop on.",
-            "Leave out --max-drop-id and -ood.",
-        )
     calibrated = scheme.calibrate(fp32, calibration, calibrator)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="search-") as folder:
         search = Search(fp32, budget, scheme, calibrated, Path(folder), out.suffix, to_logits)

@@ -274,7 +274,6 @@ def test_students_that_cannot_be_exported(
     ("changes", "message"),
     [
         ({"calibration": None}, "FP16 needs calibration images"),
-        ({"calibration": pictures(1)[:0]}, "range analysis for half precision needs images"),
         ({"deployment_target": "iOS12"}, "not made for iOS12"),
         ({"compute_capability": "8.6"}, "coreml has no option compute_capability"),
     ],
