@@ -153,85 +153,8 @@ def _value(var: Any) -> Ref | Constant:
     if var.op is None or not (var.op.op_type == "const" or _is_stored(var.op)):
         return Ref(var.name)
     if _is_stored(var.op):
-        return decompress(var.op)
+        return np.asarray(var.op.materialized_val_inference())
     value = var.val
     if isinstance(value, np.ndarray | str | bool | int | float) or value is None:
         return value
     return value.item() if isinstance(value, np.generic) else None  # class labels: a type of MIL's
-
-
-def decompress(op: Any) -> NDArray[Any]:
-    """Return the weights that a `constexpr_*` operation stands for, by the formulas of MIL's specification.
-
-    Written out here and not taken from coremltools, which compressed them: the check must not share its mistakes. Other
-    kinds of compression are an `EdgekdError`.
-    """
-    given: dict[str, Any] = {
-        name: _value(var) for name, var in op.inputs.items() if var is not None
-    }
-    kind = op.op_type
-    if kind == "constexpr_affine_dequantize":
-        return _affine(
-            given["quantized_data"], given["scale"], given["zero_point"], int(given["axis"])
-        )
-    if kind == "constexpr_blockwise_shift_scale":
-        return _blockwise(given["data"], given["scale"], given.get("offset"))
-    if kind == "constexpr_lut_to_dense":
-        lut, indices = given["lut"], given["indices"]
-        if "shape" not in given:
-            return _grouped_lut(indices, lut)
-        shape = tuple(np.asarray(given["shape"]).astype(int))  # iOS 16: one table, packed indices
-        return np.asarray(
-            lut[_unpack(indices, int(np.log2(lut.size)), int(np.prod(shape)))].reshape(shape)
-        )
-    if kind == "constexpr_cast":
-        return np.asarray(given["source_val"], dtype=np.float32)
-    raise EdgekdError(
-        f"The reference evaluator cannot decompress {kind} (of {op.name}).",
-        "It reads INT8, block-wise and palettized weights.",
-    )
-
-
-def _affine(data: NDArray[Any], scale: Any, zero_point: Any, axis: int) -> NDArray[Any]:
-    """`scale · (data − zero_point)`, with one scale, or one per index of `axis`; the result has the scale's type."""
-    scale, shape = np.asarray(scale), [1] * data.ndim
-    if scale.ndim:
-        shape[axis] = -1
-    shifted = data.astype(np.float32) - np.asarray(zero_point, dtype=np.float32).reshape(shape)
-    return np.asarray((shifted * scale.astype(np.float32).reshape(shape)).astype(scale.dtype))
-
-
-def _blockwise(
-    data: NDArray[Any], scale: NDArray[Any], offset: NDArray[Any] | None
-) -> NDArray[Any]:
-    """`scale · (data − offset)`; a scale holds for a block of `data.shape[d] / scale.shape[d]` values along each d."""
-
-    def spread(values: NDArray[Any]) -> NDArray[np.float32]:
-        values = values.astype(np.float32)
-        for axis, (n, m) in enumerate(zip(data.shape, values.shape, strict=True)):
-            values = np.repeat(values, n // m, axis=axis)
-        return values
-
-    shifted = data.astype(np.float32) - (0 if offset is None else spread(offset))
-    return (shifted * spread(scale)).astype(scale.dtype)
-
-
-def _unpack(packed: NDArray[Any], n_bits: int, count: int) -> NDArray[np.int64]:
-    """Return `count` numbers of `n_bits` each, packed from the least significant bit on."""
-    bits = np.unpackbits(packed.astype(np.uint8).ravel(), bitorder="little")[: n_bits * count]
-    powers = 1 << np.arange(n_bits)
-    return np.asarray(bits.reshape(count, n_bits).astype(np.int64) @ powers)
-
-
-def _grouped_lut(indices: NDArray[Any], lut: NDArray[Any]) -> NDArray[Any]:
-    """iOS 18: `lut [g0, …, gk, palettes, vector]` has one table per block of the indices, `[n0, …, nk]`."""
-    if lut.shape[-1] != 1:
-        raise EdgekdError(
-            "The reference evaluator cannot expand vector palettes.", "Palettize scalar values."
-        )
-    blocks = []
-    for axis, (n, groups) in enumerate(zip(indices.shape, lut.shape[:-2], strict=True)):
-        shape = [1] * indices.ndim
-        shape[axis] = n
-        blocks.append((np.arange(n) // (n // groups)).reshape(shape))
-    return np.asarray(lut[(*blocks, indices.astype(np.int64), 0)])
