@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import platform
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError, first_line
 from edgekd.core.manifest import Artifact, TensorSpec
 from edgekd.core.predictor import Predictor
+from edgekd.core.readers import read_json
 from edgekd.core.version import __version__
 from edgekd.export.graph import Deployable, UnitHead, torch_logits
 from edgekd.export.mil.compress import (
@@ -274,6 +277,27 @@ def _save(model: Any, package: Path, build: Build) -> None:
         model.save(str(package))
     # A map of operation names for another project's debugger; the package's own manifest does not list it.
     (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
+    _make_reproducible(package)
+
+
+def _make_reproducible(package: Path) -> None:
+    """Replace what coremltools draws at random in a package: the order of maps, and the identifiers of its items."""
+    from coremltools.proto import Model_pb2
+
+    for path in package.rglob("*.mlmodel"):
+        spec = Model_pb2.Model()
+        spec.ParseFromString(path.read_bytes())
+        path.write_bytes(spec.SerializeToString(deterministic=True))
+    manifest = read_json(package / "Manifest.json", "manifest of the Core ML package")
+    names = {
+        name: str(uuid.uuid5(uuid.NAMESPACE_URL, entry["path"]))
+        for name, entry in manifest["itemInfoEntries"].items()
+    }
+    entries = {names[name]: entry for name, entry in manifest["itemInfoEntries"].items()}
+    manifest["itemInfoEntries"] = entries
+    manifest["rootModelIdentifier"] = names[manifest["rootModelIdentifier"]]
+    text = json.dumps(manifest, indent=4, sort_keys=True)
+    (package / "Manifest.json").write_text(text, encoding="utf-8")
 
 
 def _outputs(build: Build) -> tuple[TensorSpec, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from edgekd.core.predictor import Predictor
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.openvino import load_openvino, reason_of, shared_core, version_of
 
+_AUTOMATIC = re.compile(r"([A-Z][A-Za-z0-9]*)_\d+(?=/|$)")
+
 
 def read(path: Path) -> Any:
     """Return the model of an ONNX file; a graph that OpenVINO does not take is an `EdgekdError`."""
     openvino = load_openvino()
     try:
-        return shared_core().read_model(path)
+        return _renumbered(shared_core().read_model(path))
     except RuntimeError as error:
         raise EdgekdError(
             f"OpenVINO {version_of(openvino)} cannot read the student's ONNX graph: {reason_of(error)}.",
@@ -31,7 +34,7 @@ def read(path: Path) -> Any:
 def save(model: Any, path: Path, metadata: Mapping[str, str], *, halved: bool) -> None:
     """Write a model as IR, with `halved` its float weights in 16 bits."""
     openvino = load_openvino()
-    model = model.clone()
+    model = _renumbered(model.clone())
     for key, value in metadata.items():
         model.set_rt_info(value, ["edgekd", key])
     try:
@@ -72,3 +75,14 @@ def evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
         return found
 
     return run
+
+
+def _renumbered(model: Any) -> Any:
+    """Number the operations that OpenVINO has named itself anew, in place: it counts them over the whole process."""
+    names: dict[str, str] = {}
+    for node in model.get_ordered_ops():
+        name = node.get_friendly_name()
+        if found := _AUTOMATIC.match(name):
+            number = names.setdefault(found[0], f"{found[1]}_{len(names)}")
+            node.set_friendly_name(number + name[found.end() :])
+    return model
