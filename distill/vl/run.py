@@ -166,9 +166,35 @@ def predictions(
     return np.concatenate(parts), np.concatenate(answers)
 
 
-def accuracy(student: VlStudent, reader: Reader, indices: NDArray[np.int64]) -> float:
+@torch.inference_mode()
+def student_predictions(
+    student: VlStudent, reader: Reader, indices: NDArray[np.int64], *, frozen: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return `predictions` of the torch student, which encodes a picture once for all its questions.
+
+    Args:
+        frozen: the backbone did not train, so its maps may be cached.
+    """
+    pictures = np.unique(reader.data.image_of[indices])
+    maps = frozen_maps(student, reader, pictures) if frozen else None
+    parts, answers = list(reader.parts(indices)), []
+    for part in parts:
+        own, back = np.unique(reader.data.image_of[part], return_inverse=True)
+        found = (
+            student.encode(reader.pixels(own))
+            if maps is None
+            else maps[np.searchsorted(pictures, own)]
+        )
+        joint = student.fuse(found[torch.from_numpy(back)], reader.texts(part))
+        answers.append(joint.logits.argmax(dim=1).numpy())
+    return np.concatenate(parts), np.concatenate(answers)
+
+
+def accuracy(
+    student: VlStudent, reader: Reader, indices: NDArray[np.int64], *, frozen: bool
+) -> float:
     """Return the share of right answers, 0–1."""
-    shown, answers = predictions(torch_predict(student.eval()), reader, indices)
+    shown, answers = student_predictions(student, reader, indices, frozen=frozen)
     return float((answers == reader.data.labels[shown]).mean())
 
 
@@ -192,8 +218,12 @@ def evaluate_vl(
     for suite, indices in (("id", split.id_test), (unseen, split.ood_test)):
         if not len(indices):
             continue
-        chosen = predict or torch_predict(run.student)
-        shown, answers = predictions(chosen, reader, subset(indices, most))
+        shown = subset(indices, most)
+        if predict:
+            shown, answers = predictions(predict, reader, shown)
+        else:
+            frozen = run.config.freeze_backbone
+            shown, answers = student_predictions(run.student, reader, shown, frozen=frozen)
         right = found.labels[shown]
         rows.append(
             {

@@ -144,7 +144,8 @@ class TokenDistillation(Task):
     def accuracy(self, model: nn.Module) -> float:
         """Return the share of right answers on a sample of the validation examples, 0–1."""
         shown = subset(self.split.val, _VAL_EXAMPLES)
-        return accuracy(self.model.student, self.reader, shown)
+        student = self.model.student.eval()
+        return accuracy(student, self.reader, shown, frozen=self.config.freeze_backbone)
 
     def loss(self, model: nn.Module) -> float:
         """Return the error rate on validation."""
