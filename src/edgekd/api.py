@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.configs.benchmark import BenchmarkConfig, EvaluateConfig, ReportConfig
 from edgekd.configs.data import DataCheckConfig
 from edgekd.configs.export import AddClassConfig, ClassConfig, ExportConfig, VerifyConfig
-from edgekd.configs.fetch import FetchConfig
-from edgekd.configs.hub import PullConfig, PushConfig
-from edgekd.configs.predict import DemoConfig, PredictConfig
+from edgekd.configs.models import DemoConfig, FetchConfig, PredictConfig, PullConfig, PushConfig
 from edgekd.configs.study import StudyConfig
 from edgekd.configs.train import MissingConfig, TrainConfig
 from edgekd.configs.verbs import verb, verb_of_paths

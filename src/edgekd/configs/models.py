@@ -1,4 +1,4 @@
-"""Options of `edgekd predict` and `edgekd demo`."""
+"""`edgekd predict`, `demo`, `push`, `pull` and `fetch`: models at work, on the Hub, and weights to carry."""
 
 from __future__ import annotations
 
@@ -33,4 +33,35 @@ class DemoConfig(Config):
     model: AnyPath = option(kw_only=False)
     """Run folder (for teacher, student and every exported file) or artifact folder."""
     port: int = option(default=8765, ge=0, le=65535)
-    """Port on this machine; 0 selects a free one."""
+    """Port on this machine; 0 takes a free one."""
+
+
+class PushConfig(Config):
+    """A model for the Hub."""
+
+    model: AnyPath = option(kw_only=False)
+    """Run folder (student, exported files, newest benchmark's model card) or artifact folder (that file alone)."""
+    repo: str = option(kw_only=False)
+    """ORG/NAME on the Hub; created where it is not there yet."""
+    private: bool = False
+    """Create it as a private repository."""
+
+
+class PullConfig(Config):
+    """A model from the Hub."""
+
+    repo: str = option(kw_only=False)
+    """ORG/NAME on the Hub."""
+    out: AnyPath
+    """New folder."""
+
+
+class FetchConfig(Config):
+    """Weights for a machine without a network."""
+
+    teacher: str = option(kw_only=False)
+    """NAME:TAG (open_clip) or hf-hub:ORG/MODEL."""
+    students: Items = option(default=(), kw_only=False)
+    """Friendly or timm names."""
+    to: AnyPath
+    """Folder to write into; what it holds already stays as it is."""
