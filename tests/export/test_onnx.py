@@ -151,15 +151,6 @@ def test_normalisation_is_that_of_the_formula_per_channel() -> None:
     np.testing.assert_allclose(found, expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [((1, 16, 20, 3), torch.uint8), ((1, 3, 16, 16), torch.uint8), ((1, 16, 16, 3), torch.float32)],
-)
-def test_wrong_input_is_refused(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    with pytest.raises(EdgekdError, match="takes uint8"):
-        Deployable(nn.Flatten(), nn.Linear(768, 2), PREPROCESS)(torch.zeros(shape, dtype=dtype))
-
-
 def test_bank_of_another_width_is_refused() -> None:
     with pytest.raises(EdgekdError, match="gives 8 values but the text bank has 5"):
         fold_head(nn.Linear(12, 8), torch.randn(6, 5), 1.0)
