@@ -60,7 +60,7 @@ def compare(
 
     Args:
         samples: of A and of B, one entry per process, measured in alternating blocks of the same process.
-        timings: of A and of B; they decide whether the ratio may be stated.
+        timings: of A and of B.
         load: load average per core of this machine before the run.
     """
     first, second = pair
@@ -105,7 +105,6 @@ def speed_rows(
     """Compare the latencies of every pair of exported files of one run on one device.
 
     Args:
-        rows: of exported files.
         parts: (run, subject) → the samples of each process.
     """
     draws = {

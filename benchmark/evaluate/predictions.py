@@ -46,13 +46,11 @@ def predict_suite(
 ) -> list[NDArray[np.float32]]:
     """Return logits `[n, classes of the suite]` of each subject, in the order of `suite.indices`.
 
-    Each image is read once, by threads that work ahead of the models, and prepared once for each different
-    `Preprocess`. A model that has more classes than the suite is masked to the suite's (the convention of ImageNet-A
-    and -R); columns follow the suite's class order.
+    Each image is read once, and prepared once for each different `Preprocess`. A model that has more classes than the
+    suite is masked to the suite's (the convention of ImageNet-A and -R).
 
     Raises:
-        EdgekdError: a class that a subject does not have, an image that has become unreadable, logits of the wrong
-            shape or not finite.
+        EdgekdError: a class that a subject does not have, an unreadable image, logits of the wrong shape or not finite.
     """
     columns = [columns_of(subject, suite) for subject in subjects]
     preprocesses = {subject.preprocess.hash: subject.preprocess for subject in subjects}

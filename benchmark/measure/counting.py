@@ -25,9 +25,9 @@ class Counted:
     """Size and computation of a model.
 
     Attributes:
-        parameters: elements of its weights and biases, whatever they are stored in.
-        macs: multiply-accumulates of its convolutions and matrix products for one image; everything else (activations,
-            normalisation, pooling) counts for nothing, as in the tables of timm. None where they cannot be counted.
+        parameters: elements of its weights and biases.
+        macs: multiply-accumulates of convolutions and matrix products for one image, as in timm's tables; None where
+            they cannot be counted.
     """
 
     parameters: int

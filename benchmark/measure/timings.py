@@ -172,8 +172,7 @@ def throughput_rows(
     """Measure images per second of each artifact at each batch size and thread count of `speed.grid`.
 
     Args:
-        subjects: those with a folder are measured here, those that a device measured bring their rates.
-        encoded: images as they lie in files, in rotation; a batch larger than their number repeats them.
+        encoded: images as they are in files, in rotation.
 
     Raises:
         EdgekdError: an artifact that does not run one image at a time.

@@ -206,8 +206,7 @@ def bars_figure(
     """Draw top-1 of every subject on every suite as bars with Wilson intervals.
 
     Args:
-        suites: in the order to be drawn.
-        rows: subject's name, its colour, its row; those of one suite in the order to be drawn.
+        rows: subject's name, its colour, its row.
     """
     roomy = width >= _ROOMY
     height = 46.0 + sum(34 + 18 * sum(row.suite == suite for *_, row in rows) for suite in suites)

@@ -42,10 +42,9 @@ class Recommendation:
 def recommend(report: Report) -> Recommendation | None:
     """Choose among the exported files; None where none was measured.
 
-    Of the files that pass every gate: the most accurate out of domain (on the adapted domains, in domain, where that
-    is not measured). A file of the same run whose export loss is not shown takes its place if it is shown to be faster,
-    or if it is smaller and its p50 is not higher. Where no file passes, the one whose largest excess over a limit,
-    relative to the limit, is the smallest.
+    Of the files that pass every gate: the most accurate out of domain (else on the adapted domains, else in domain).
+    A file of the same run without a shown export loss takes its place if it is shown to be faster, or is smaller at no
+    higher p50. Where no file passes: the one with the smallest relative excess over a limit.
     """
     files = report.exported
     if not files:

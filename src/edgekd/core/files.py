@@ -67,13 +67,10 @@ def stored_array(
     shape: tuple[int, ...],
     make: Callable[[], Iterable[NDArray[np.uint8]]],
 ) -> NDArray[np.uint8]:
-    """Return a uint8 array of the cache, mapped read-only; it is made where it is not stored yet.
+    """Return a uint8 array of the cache, mapped read-only; `make` yields its parts where it is not stored yet.
 
-    Its CRC-32 is kept in `<path>.crc32` and compared at every opening. A damaged array is made again, with a warning.
-
-    Args:
-        what: what it holds, for messages, in the plural.
-        make: returns consecutive parts of the array.
+    Its CRC-32 is kept in `<path>.crc32` and compared at every opening; a damaged array is made again, with a warning
+    that calls it `what`.
 
     Raises:
         EdgekdError: the disk is full, or not writable.

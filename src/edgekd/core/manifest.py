@@ -119,10 +119,9 @@ class _Details(_Record):
 class Artifact(_Manifest):
     """`artifact.json`: everything needed to load, check and use an exported model without edgekd.
 
-    The input is RGB uint8, and normalisation is inside the graph, resizing too where height and width are free; or
-    float32 planes, normalised by the mean and std of `preprocess`. The output is `logits`, whose softmax is calibrated
-    on the run's ID validation images, or `embedding`, of which `bank` makes them. Control characters in any text are
-    escaped.
+    The input is RGB uint8, normalised in the graph and resized where height and width are free; or float32 planes,
+    normalised by `preprocess`. The output is `logits`, calibrated on the run's ID validation images, or `embedding`, of
+    which `bank` makes them.
     """
 
     name: str

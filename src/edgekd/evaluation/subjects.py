@@ -77,12 +77,9 @@ def subjects_of(
 def lone_artifact(
     path: Path, others: Sequence[Subject], runs: Sequence[LoadedRun], *, elsewhere: bool = False
 ) -> Subject:
-    """Return an artifact that was copied away from its run, under a name of its own.
+    """Return an artifact that was copied away from its run, under a name that none of `others` has.
 
-    Args:
-        others: their rows are not its row.
-        runs: where one of its run's name has another student, that student is not its reference.
-        elsewhere: a device measures it, so its runtime need not be here.
+    Where one of `runs` has the name of its run and another student, that student is not its reference.
     """
     subject, folder = _artifact(path, elsewhere), path.resolve()
     source = read_artifact(path, check_hashes=False).source

@@ -25,11 +25,10 @@ class Trained:
     """What one or several runs have seen in training; domain names are compared without case, spaces, `_` and `-`.
 
     Attributes:
-        roles: content key → `train`, `val` (which selects weights), `unlabelled`, `before` (in a run from which
-            this one started), or `tested`.
-        domains: domains with labelled training images.
-        unlabelled_domains: domains (styles) that were seen in unlabelled images alone.
-        left_out: domains that were left out as unseen.
+        roles: content key → `train`, `val` (which selects weights), `unlabelled`, `before` (in a run from which this
+            one started), or `tested`.
+        domains: with labelled training images.
+        unlabelled_domains: seen in unlabelled images alone.
     """
 
     roles: Mapping[str, str] = field(default_factory=dict)

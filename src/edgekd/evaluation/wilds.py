@@ -70,14 +70,8 @@ def wilds_suites(
 ) -> list[Suite]:
     """Return the official OOD test split, `ood:NAME`, and held-out images of the training domains, `wilds:NAME/SPLIT`.
 
-    The OOD validation split, on which WILDS selects, is left alone. Nothing is downloaded.
-
-    Args:
-        name: one of `DATASETS`.
-        root: the folder that WILDS calls `root_dir`.
-        classes: of the subjects.
-        run: only subjects of this run are measured on them.
-        trained: what the runs saw; images with such content are left out and counted.
+    The OOD validation split, on which WILDS selects, is left alone. Nothing is downloaded; `root` is WILDS' `root_dir`.
+    Images whose content is in `trained` are left out and counted.
 
     Raises:
         EdgekdError: no package, no data, or classes that are not among `classes`.

@@ -70,15 +70,12 @@ class Model:
     def predict(
         self, images: ImageLike | Iterable[ImageLike], *, batch: int = BATCH
     ) -> list[Prediction]:
-        """Classify images.
+        """Classify images; return one prediction for each, in order.
 
         Args:
             images: one image, or any number of them: paths, Pillow images, or RGB uint8 arrays `[H, W, 3]`; an array
                 `[B, H, W, 3]` is a batch.
             batch: images in one call of the model.
-
-        Returns:
-            One prediction for each image, in order.
 
         Raises:
             EdgekdError: an image that cannot be read, or an array of another shape or dtype.

@@ -41,10 +41,10 @@ class Row:
     """A recipe's line. Accuracies in per cent, differences in points; None where there is no number.
 
     Attributes:
-        id: in domain, averaged over the columns.
+        id: averaged over the columns.
         columns: (column, measure) → accuracy.
         average: the measure `ood` averaged over the columns, of the seeds that have all of them.
-        oracle: the same of the measure `oracle`, and of the same seeds; None if one of them lacks it.
+        oracle: the same of the measure `oracle`, of the same seeds.
         difference: mean over seeds of this average less the baseline's.
         t_interval: its 95 % interval over seeds, Student's t; None for one seed.
         image_interval: its 95 % interval over images, by a paired bootstrap.
@@ -164,10 +164,9 @@ def recipe_rows(
     *,
     macro: bool,
 ) -> list[Row]:
-    """Return a row for every recipe that has a finished cell.
+    """Return a row for every recipe that has a finished cell, from the cells of one table.
 
     Args:
-        done: cells of one table.
         measures: shown per column; `id` is averaged over the columns.
         macro: accuracies are means over classes.
     """

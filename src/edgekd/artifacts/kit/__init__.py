@@ -40,13 +40,10 @@ SHARE_OF_8_BITS = 0.1
 
 
 def write_kit(artifact: Path, pictures: Sequence[bytes]) -> Path:
-    """Write `kit/` into an artifact's folder, with what its runtime, or its target's evaluator, computes.
+    """Write `kit/` into an artifact's folder, with what its runtime, or its target's evaluator, computes; return it.
 
     Args:
         pictures: encoded images, as they are in files.
-
-    Returns:
-        The kit's folder.
 
     Raises:
         EdgekdError: no pictures, a file that takes floats or ends in an embedding, or one whose runtime is not here.

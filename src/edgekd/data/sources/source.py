@@ -50,7 +50,6 @@ class PackedReader:
     Attributes:
         content: row in the source → the image's encoded bytes.
         rows: int64 `[N]`, row of each image.
-        source: name of the source, for messages.
     """
 
     content: Callable[[int], bytes]
