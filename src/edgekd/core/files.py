@@ -17,6 +17,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -227,6 +228,17 @@ def write_text(path: Path, text: str) -> None:
             "Rename that file or folder, or set PYTHONUTF8=1 where the names are UTF-8.",
         ) from error
     write_bytes(path, data)
+
+
+def render_template(package: str, name: str, **values: Any) -> str:
+    """Return a Jinja template of a package as plain text; nothing in it is escaped."""
+    from jinja2 import StrictUndefined, Template
+
+    source = (files(package) / name).read_text(encoding="utf-8")
+    template = Template(
+        source, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    return str(template.render(values))
 
 
 def write_json(path: Path, value: Any) -> None:

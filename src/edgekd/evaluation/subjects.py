@@ -18,7 +18,7 @@ from edgekd.benchmark.subjects import Subject
 from edgekd.core.console import say, shell_word, warn
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.files import short_hash
-from edgekd.core.manifest import Artifact, Run, read_artifact, read_run
+from edgekd.core.manifest import Run, read_artifact, read_run
 from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
 from edgekd.distill.classification.load_run import LoadedRun
@@ -26,6 +26,7 @@ from edgekd.distill.classification.predict import student_predict, teacher_predi
 from edgekd.distill.models.teachers import ClipTeacher, load_teacher
 from edgekd.evaluation.flops import count_torch
 from edgekd.export.graph import fuse
+from edgekd.targets.bank import ClassBank
 from edgekd.targets.session import Session, open_session
 
 COPIED = " (copied)"
@@ -149,40 +150,36 @@ def _artifact(folder: Path, elsewhere: bool) -> Subject:
     except NotHere as error:
         if not elsewhere:
             raise
-        reason = error
-
-        def refuse(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-            raise reason
-
-        return _described(folder, read_artifact(folder), refuse, here=False)
-    return _described(
-        folder,
-        session.artifact,
-        session.run,
-        placement=session.placement,
-        with_classes=None if session.bank is None else _with_classes(session),
-    )
-
-
-def _described(folder: Path, artifact: Artifact, predict: Predictor, **more: Any) -> Subject:
+        artifact = read_artifact(folder)
+        own: dict[str, Any] = {"predict": _raising(error), "here": False}
+    else:
+        artifact = session.artifact
+        own = {"predict": session.run, "placement": session.placement}
+        if session.bank is not None:
+            own["with_classes"] = _with_classes(session, session.bank)
     return Subject(
         name=artifact.name,
         run=str(artifact.source.get("run", "")),
         kind="artifact",
         precision=artifact.precision,
         preprocess=artifact.preprocess,
-        predict=predict,
         classes=artifact.classes,
         folder=folder,
         counted=count_folder(folder),
-        **more,
+        **own,
     )
 
 
-def _with_classes(session: Session) -> Any:
+def _raising(error: NotHere) -> Predictor:
+    def refuse(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        raise error
+
+    return refuse
+
+
+def _with_classes(session: Session, bank: ClassBank) -> Any:
     def with_classes(classes: tuple[str, ...], vectors: NDArray[np.float32]) -> Predictor:
-        assert session.bank is not None
-        changed = replace(session.bank, classes=classes, vectors=vectors)
+        changed = replace(bank, classes=classes, vectors=vectors)
         return lambda images: changed.logits(session.embed(images))
 
     return with_classes
@@ -202,8 +199,7 @@ def compared_of(subjects: Sequence[Subject], places: Sequence[Path]) -> tuple[Su
         )
 
     def place_of(subject: Subject) -> int:
-        assert subject.folder is not None
-        folder = subject.folder.resolve()
+        folder = Path(subject.folder or "").resolve()
         inside = [folder.is_relative_to(place.resolve()) for place in places]
         return inside.index(True) if True in inside else len(places)
 

@@ -10,13 +10,13 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate.statistics import Pair, paired_interval
 from edgekd.core.errors import EdgekdError
+from edgekd.core.files import render_template
 from edgekd.core.machine import describe, in_cores
 from edgekd.data.subsets import left_to_test, take_shots
 from edgekd.studies.cell import ID, ID_TUNED, OOD, ORACLE, RETRIEVAL, RETRIEVAL_TEACHER, ZERO_SHOT
@@ -296,8 +296,6 @@ def _teacher_row(plan: Plan, tests: Mapping[str, Test], scores: NDArray[np.float
 
 def _notes(plan: Plan, done: Sequence[Done], tests: Mapping[str, Test]) -> list[str]:
     """Return protocol, images, split, selection, budget, seeds, what the numbers mean, and the machine."""
-    from jinja2 import StrictUndefined, Template
-
     facts, machine = [one.facts for one in done], describe()
     selections: dict[str, dict[str, None]] = {}
     for one in done:
@@ -306,8 +304,9 @@ def _notes(plan: Plan, done: Sequence[Done], tests: Mapping[str, Test]) -> list[
     # The teacher's descriptions are those of the first recipe that it teaches.
     if next(filter(plan.uses_teacher, plan.recipes), None) in described:
         described.insert(0, TEACHER)
-    source = (files(__package__) / "notes.jinja").read_text(encoding="utf-8")
-    text = Template(source, undefined=StrictUndefined, trim_blocks=True).render(
+    text = render_template(
+        __package__,
+        "notes.jinja",
         plan=plan,
         tests=tests,
         config=plan.configs[plan.recipes[0]],

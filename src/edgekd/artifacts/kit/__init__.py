@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import disk_errors, write_bytes, write_json, write_text
+from edgekd.core.files import disk_errors, render_template, write_bytes, write_json, write_text
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.data.images import decode
 from edgekd.export.parity import runner
@@ -117,12 +117,7 @@ def _copy_programs(format: str, folder: Path) -> list[str]:
 
 def _guide(facts: dict[str, Any], programs: Sequence[str], format: str) -> str:
     """Return INTEGRATE.md."""
-    from jinja2 import StrictUndefined, Template
-
-    programs_of = files(__package__) / "programs"
-    text = (programs_of / "INTEGRATE.md.jinja").read_text(encoding="utf-8")
-    guide = Template(text, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    steps, rule = programs_of / f"{format}.steps.txt", facts["preprocess"]
+    rule, steps = facts["preprocess"], files(__package__) / "programs" / f"{format}.steps.txt"
     own = steps.read_text(encoding="utf-8").format(size=rule["size"]) if steps.is_file() else ""
-    made: str = guide.render(facts, rule=rule, programs=programs, own_steps=own.splitlines())
-    return made
+    name, own_steps = "programs/INTEGRATE.md.jinja", own.splitlines()
+    return render_template(__package__, name, **facts, rule=rule, programs=programs, own_steps=own_steps)  # fmt: skip
