@@ -10,12 +10,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-_FLOATS = (
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-    onnx.TensorProto.DOUBLE,
-)
+_FLOATS = tuple(map(onnx.TensorProto.DataType.Value, ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")))
 _HOLD_GRAPHS = ("If", "Loop", "Scan")
 Shapes = Mapping[str, tuple[int, ...]]
 

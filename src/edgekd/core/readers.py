@@ -48,11 +48,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 def printable(text: str) -> str:
     """Return `text` with every control character as an escape such as `\\x1b`, so that it cannot drive a terminal."""
-    return _CONTROL.sub(lambda found: _escaped(ord(found[0])), text)
 
+    def escaped(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
-def _escaped(code: int) -> str:
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return _CONTROL.sub(escaped, text)
 
 
 def printable_values(value: Any) -> Any:

@@ -125,7 +125,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise UnreadableImage(f"over {MAX_ASPECT} times as long as wide")
     image.load()
-    return _upright(_opaque_rgb(image), _orientation(image))
+    turn, upright = _TURNS.get(_orientation(image)), _opaque_rgb(image)
+    return upright if turn is None else upright.transpose(turn)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -152,11 +153,6 @@ def _orientation(image: Image.Image) -> int:
     except Exception:
         # Broken metadata does not affect the pixels, which have been decoded.
         return 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
 
 
 def _opaque_rgb(image: Image.Image) -> Image.Image:

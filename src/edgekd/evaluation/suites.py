@@ -281,22 +281,13 @@ def lone_suites(images: ImageSet, source: dict[str, Any]) -> tuple[list[Suite], 
         title = images.name if images.domains == ("all",) else domain
         kind = suite_kind({title}, {}, trained)
         family: Family | None = "folder" if kind == "ood" else kind
-        remarks: tuple[str, ...] = (
-            "The artifact does not record which domains it was trained on, so training images may be among these.",
-        )
+        remarks: tuple[str, ...] = ("Without the run's split training images may be among these.",)
         if kind == "seen":
-            remarks = (
-                "The artifact was trained on this domain and its split is not here, so training images may be among "
-                "these: not a test result.",
-            )
+            remarks = (f"The artifact was trained on this domain: not a test result. {remarks[0]}",)
         elif kind == "adapted":
             remarks = (_KIND_REMARKS[kind],)
         elif plain_name(title) in trained.left_out:
             family, remarks = None, ()
-        elif source.get("train_domains") is not None:
-            remarks = (
-                "Whether the artifact was trained on some of these images cannot be determined without its split.",
-            )
         indices = np.flatnonzero(images.domain_of == d)
         suites.append(Suite(f"{kind}:{title}", images, indices, None, family, remarks))
     return suites, trained

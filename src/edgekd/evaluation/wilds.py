@@ -76,8 +76,8 @@ def wilds_suites(
     Raises:
         EdgekdError: no package, no data, or classes that are not among `classes`.
     """
-    package = _package()
     try:
+        package = importlib.import_module("wilds")
         dataset = package.get_dataset(dataset=name, root_dir=root, download=False)
     except FileNotFoundError as error:
         raise EdgekdError(
@@ -164,13 +164,6 @@ def _content_keys(dataset: Any, indices: NDArray[np.int64]) -> list[str]:
                         "Download the data set again.",
                     ) from error
     return keys
-
-
-def _package() -> Any:
-    try:
-        return importlib.import_module("wilds")
-    except ImportError as error:
-        raise _lacking(error) from error
 
 
 def _lacking(error: ImportError) -> EdgekdError:

@@ -61,7 +61,8 @@ def write_kit(artifact: Path, pictures: Sequence[bytes]) -> Path:
     images = [decode(picture) for picture in pictures]
     fed = [np.asarray(image) if inside else rule.pixels(image) for image in images]
     logits = np.concatenate([run(pixels[None]) for pixels in fed])  # [N, C]
-    names = [f"{number}.{_ending(picture)}" for number, picture in enumerate(pictures)]
+    formats = (Image.open(io.BytesIO(picture)).format or "png" for picture in pictures)
+    names = [f"{number}.{form.lower()}" for number, form in enumerate(formats)]
     facts = _facts(manifest, names, logits) | {"resizes": inside, "expected_from": run_by}
     folder = artifact / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
@@ -80,10 +81,6 @@ def write_kit(artifact: Path, pictures: Sequence[bytes]) -> Path:
         shutil.rmtree(folder, ignore_errors=True)  # half a kit would be taken for a whole one
         raise
     return folder
-
-
-def _ending(picture: bytes) -> str:
-    return (Image.open(io.BytesIO(picture)).format or "png").lower()
 
 
 def _ppm(pixels: NDArray[np.uint8]) -> bytes:

@@ -132,6 +132,15 @@ def list_all(root: Path) -> Listing:
     return Listing(root, ordered, left_out=left_out)
 
 
+def role_of(split: str, place: str) -> str:
+    """Return the role that a split's name means; one that is unknown is an `EdgekdError` about `place`."""
+    role = ROLES.get(split.lower())
+    if role is None:
+        hint = did_you_mean(split.lower(), ROLES)
+        raise EdgekdError(f'{place} has the split "{printable(split)}".', hint)
+    return role
+
+
 def is_image(name: str) -> bool:
     """Return whether a file's ending is that of an image."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
