@@ -27,6 +27,7 @@ from edgekd.core.files import render_template, write_json, write_text
 from edgekd.core.manifest import LABELS_FILE, Artifact, Run, read_artifact, read_run
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import printable, read_object, read_text
+from edgekd.evaluation.subjects import artifact_folders
 from edgekd.export.onnx.graphs import rename_input, with_float_input
 from edgekd.targets.registry import DEFAULT_TARGET
 
@@ -50,11 +51,7 @@ _SAME = 1e-4
 def write_run(folder: Path, run_folder: Path, repo: str) -> None:
     """Write a finished run into the empty `folder`, for the repository `repo`."""
     run = read_run(run_folder)
-    artifacts = [
-        read_artifact(path.parent)
-        for path in sorted(run_folder.glob("artifacts/*/artifact.json"))
-        if path.parent.suffix != ".failed"
-    ]
+    artifacts = [read_artifact(path) for path in artifact_folders(run_folder)]
     _write_timm(folder, run_folder)
     _write_files(folder, run, artifacts)
     library = "timm" if (folder / "model.safetensors").exists() else ""

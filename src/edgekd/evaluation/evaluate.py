@@ -28,9 +28,9 @@ from edgekd.distill.inputs.cache import plain_embeddings
 from edgekd.distill.models.teachers import Teacher, load_teacher
 from edgekd.distill.text_bank import TextBank, templates_for
 from edgekd.distill.text_files import descriptions_for
-from edgekd.evaluation.few_shot import can_zero_shot, few_shot_scores, own_teacher, student_scores
+from edgekd.evaluation.few_shot import can_zero_shot, few_shot_scores, student_scores
 from edgekd.evaluation.gather import parts_of, suites_of
-from edgekd.evaluation.subjects import artifact_folders
+from edgekd.evaluation.subjects import artifact_folders, own_teacher
 from edgekd.targets.session import open_session
 
 Rows = list[dict[str, Any]]

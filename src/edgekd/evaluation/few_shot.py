@@ -25,8 +25,9 @@ from edgekd.distill.classification.predict import (
 from edgekd.distill.inputs.batches import PixelStore, store_side
 from edgekd.distill.inputs.cache import plain_embeddings
 from edgekd.distill.inputs.views import ViewPolicy, render, view_params
-from edgekd.distill.models.teachers import ClipTeacher, Teacher, load_teacher
+from edgekd.distill.models.teachers import ClipTeacher, load_teacher
 from edgekd.evaluation.gather import trained_of
+from edgekd.evaluation.subjects import own_teacher
 
 Keys = Literal["student", "teacher"]
 """Whose embeddings of the few images are the cache."""
@@ -56,20 +57,6 @@ def student_scores(
     bank = None if vectors is None else vectors.to(device)
     predict = student_predict(loaded.student.to(device), bank)
     return predict_all(predict, images, indices, loaded.run.preprocess)
-
-
-def own_teacher(loaded: LoadedRun) -> Teacher:
-    """Load the teacher of the run.
-
-    Raises:
-        EdgekdError: it is gone, or its weights are others by now.
-    """
-    model, run = load_teacher(loaded.run.teacher), loaded.run
-    if model.id != run.teacher_id:
-        raise EdgekdError(
-            f"{run.teacher} is not the teacher {run.name} was trained with.", "Restore its weights."
-        )
-    return model
 
 
 @torch.inference_mode()

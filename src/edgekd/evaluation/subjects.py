@@ -23,7 +23,7 @@ from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
 from edgekd.distill.classification.load_run import LoadedRun
 from edgekd.distill.classification.predict import student_predict, teacher_predict
-from edgekd.distill.models.teachers import ClipTeacher, load_teacher
+from edgekd.distill.models.teachers import ClipTeacher, Teacher, load_teacher
 from edgekd.evaluation.flops import count_torch
 from edgekd.export.graph import fuse
 from edgekd.targets.bank import ClassBank
@@ -92,20 +92,28 @@ def lone_artifact(
     return subject
 
 
+def own_teacher(loaded: LoadedRun) -> Teacher:
+    """Load the teacher of the run.
+
+    Raises:
+        EdgekdError: it is gone, or its weights are others by now.
+    """
+    model, run = load_teacher(loaded.run.teacher), loaded.run
+    if model.id != run.teacher_id:
+        raise EdgekdError(
+            f"{run.teacher} is not the teacher {run.name} was trained with.", "Restore its weights."
+        )
+    return model
+
+
 def _teacher(loaded: LoadedRun) -> list[Subject]:
     run, bank = loaded.run, loaded.bank
     assert bank is not None
-    teacher = load_teacher(run.teacher)
-    if not isinstance(teacher, ClipTeacher):
-        say(
-            f"the teacher of {run.name} is a file of embeddings: it has no row, it cannot embed new images"
-        )
+    if run.teacher.startswith("embeddings:"):
+        say(f"the teacher of {run.name} is a file of embeddings, so it has no row")
         return []
-    if teacher.id != run.teacher_id:
-        raise EdgekdError(
-            f"The teacher {run.teacher} is not the one {run.name} was trained with.",
-            "Restore its weights, or train again.",
-        )
+    teacher = own_teacher(loaded)
+    assert isinstance(teacher, ClipTeacher)
     # Two banks may differ in their descriptions alone.
     texts = short_hash(bank.vectors.numpy().tobytes().hex()) if bank.described else ""
     identity = f"{teacher.id}:{'|'.join(bank.templates)}:{texts}"
