@@ -30,11 +30,7 @@ _APART = ("val", "corruption", "vocabulary", "unknown")
 
 
 def shared_suites(first: Subject, second: Subject, suites: Sequence[Suite]) -> list[int]:
-    """Return the positions of the suites on which both accuracies are compared.
-
-    Raises:
-        EdgekdError: there are none, since their runs were split differently.
-    """
+    """Return the positions of the suites on which both are compared; none, by different splits, is an `EdgekdError`."""
     shared = [
         number
         for number, suite in enumerate(suites)

@@ -118,11 +118,7 @@ def columns_of(subject: Subject, suite: Suite) -> NDArray[np.int64]:
 
 
 def columns_among(known: Sequence[str], wanted: Sequence[str], who: str) -> NDArray[np.int64]:
-    """Return the place of each wanted class among those known, int64 `[len(wanted)]`.
-
-    Raises:
-        EdgekdError: one that `who` does not have.
-    """
+    """Return the place of each wanted class among those known, int64 `[wanted]`; one missing is an `EdgekdError`."""
     place = {name: column for column, name in enumerate(known)}
     if missing := next((name for name in wanted if name not in place), None):
         raise EdgekdError(

@@ -74,11 +74,7 @@ def measure_end_to_end(
     *,
     threads: int | None = None,
 ) -> dict[str, Clocked]:
-    """Measure end-to-end latency, from encoded image to logits, in a fresh process for each artifact.
-
-    Raises:
-        EdgekdError: an artifact that cannot be opened or run.
-    """
+    """Measure end-to-end latency, from encoded image to logits, in a fresh process for each artifact."""
     results: dict[str, Clocked] = {}
     with _job(folders, encoded, protocol=protocol, threads=threads) as job:
         for number, (key, folder) in enumerate(folders.items()):

@@ -210,11 +210,7 @@ def _rate_row(subject: Subject, rate: Rate) -> ThroughputRow:
 
 
 def placement_rows(subjects: Sequence[Subject]) -> Iterator[PlacementRow]:
-    """Yield where every node of each artifact ran.
-
-    Raises:
-        EdgekdError: a part of one runs on another provider than the one that was requested.
-    """
+    """Yield where every node of each artifact ran; a part on another provider than requested is an `EdgekdError`."""
     for subject in {one.key: one for one in subjects if one.folder is not None}.values():
         if subject.measured is None:
             placement, provider = subject.placement(), ""

@@ -159,11 +159,7 @@ def print_choice(report: Report, left_out: Iterable[tuple[str, str]]) -> None:
 
 
 def check_recommendation(report: Report) -> None:
-    """Check that a file passes every gate.
-
-    Raises:
-        GateFailed: none does; the message names the nearest.
-    """
+    """Raise `GateFailed`, which names the nearest file, where none passes every gate."""
     best = recommend(report)
     if best is not None and not best.passes:
         raise GateFailed(

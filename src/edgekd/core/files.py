@@ -43,11 +43,7 @@ def cache_root() -> Path:
 
 
 def cache_folder(name: str) -> Path:
-    """Return a folder of the cache, made if it is not there.
-
-    Raises:
-        EdgekdError: it cannot be made, read or written.
-    """
+    """Return a folder of the cache, made if it is not there; one that cannot be used is an `EdgekdError`."""
     path = cache_root() / name
     reason: object = "permission denied"
     try:
@@ -102,11 +98,7 @@ def stored_array(
 
 
 def read_index(name: str, kind: type[Stored]) -> Stored | None:
-    """Return what `write_index` stored under `name`, a value of type `kind`.
-
-    Returns:
-        None where nothing is stored, or what is there is damaged, which is a warning.
-    """
+    """Return what `write_index` stored under `name`, of type `kind`; None without it, or, with a warning, if damaged."""
     from pydantic import TypeAdapter
 
     path = cache_root() / "index" / name
@@ -215,11 +207,7 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text in one step.
-
-    Raises:
-        EdgekdError: a file name in it has bytes that are no UTF-8.
-    """
+    """Write UTF-8 text in one step; a file name in it that is no UTF-8 is an `EdgekdError`."""
     try:
         data = text.encode()
     except UnicodeEncodeError as error:

@@ -163,11 +163,7 @@ def refuse_page(path: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def held(lock: Path, message: str) -> Iterator[None]:
-    """Hold a lock file for the block; a killed holder releases it.
-
-    Raises:
-        EdgekdError: another process holds it; `message` describes that.
-    """
+    """Hold a lock file for the block; where another process holds it, `message` is the `EdgekdError`."""
     with disk_errors(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
         claim = FileLock(lock)

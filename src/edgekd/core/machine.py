@@ -67,11 +67,7 @@ def state(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def processor_seconds(stat: Path = Path("/proc/stat")) -> tuple[float, float, float] | None:
-    """Return seconds of all cores since the start: at work, stolen by a hypervisor, in all; None off Linux.
-
-    Args:
-        stat: file in the form of Linux's /proc/stat.
-    """
+    """Return seconds of all cores since the start: at work, stolen by a hypervisor, in all; None off Linux."""
     line = (_read(stat) or "").partition("\n")[0].split()
     if len(line) < 9 or line[0] != "cpu" or not all(field.isdigit() for field in line[1:9]):
         return None

@@ -67,11 +67,7 @@ class ImageSet:
         return cls(name, classes, ("all",), labels, places, tuple(keys), tuple(ids), None, reader)
 
     def of_classes(self, names: Sequence[str]) -> ImageSet:
-        """Return the images of these classes alone, in the same order, with labels numbered in the order of `names`.
-
-        Raises:
-            EdgekdError: a name that is not among the classes.
-        """
+        """Return the images of these classes alone, labelled in the order of `names`, which must be known."""
         for name in names:
             if name not in self.classes:
                 raise EdgekdError(

@@ -341,11 +341,7 @@ class StoredSplit(BaseModel):
 
 
 def read_stored_split(path: Path) -> StoredSplit:
-    """Read a `split.json` without its images.
-
-    Raises:
-        EdgekdError: missing, damaged or of another schema version.
-    """
+    """Read a `split.json` without its images; a missing, damaged or other version is an `EdgekdError`."""
     data = printable_values(read_object(path, "split"))
     if data.get("schema_version") != _SCHEMA_VERSION:
         raise EdgekdError(

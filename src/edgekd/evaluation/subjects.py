@@ -93,11 +93,7 @@ def lone_artifact(
 
 
 def own_teacher(loaded: LoadedRun) -> Teacher:
-    """Load the teacher of the run.
-
-    Raises:
-        EdgekdError: it is gone, or its weights are others by now.
-    """
+    """Load the teacher of the run; one that is gone or has other weights by now is an `EdgekdError`."""
     model, run = load_teacher(loaded.run.teacher), loaded.run
     if model.id != run.teacher_id:
         raise EdgekdError(
@@ -194,11 +190,7 @@ def _with_classes(session: Session, bank: ClassBank) -> Any:
 
 
 def compared_of(subjects: Sequence[Subject], places: Sequence[Path]) -> tuple[Subject, Subject]:
-    """Return the two artifacts to compare, A and B in the order in which they were named.
-
-    Raises:
-        EdgekdError: not exactly two.
-    """
+    """Return the two artifacts to compare, in the order in which they were named; not two are an `EdgekdError`."""
     artifacts = [subject for subject in subjects if subject.folder is not None]
     if len(artifacts) != 2:
         raise EdgekdError(

@@ -339,11 +339,7 @@ def corruption_suites(inside: Suite, count: int = CORRUPTION_IMAGES) -> list[Sui
 
 
 def named_folders(given: Sequence[str], option: str, what: str = "DIR") -> list[tuple[str, str]]:
-    """Return `NAME=DIR` strings as pairs.
-
-    Raises:
-        EdgekdError: another form, or a name given twice.
-    """
+    """Return `NAME=DIR` strings as pairs; another form, or a name given twice, is an `EdgekdError`."""
     pairs: dict[str, str] = {}
     for text in given:
         name, equals, folder = text.partition("=")

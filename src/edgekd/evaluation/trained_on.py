@@ -51,11 +51,7 @@ def _plain(names: Iterable[str]) -> frozenset[str]:
 
 
 def read_trained(path: Path) -> Trained:
-    """Read what a run saw from its `split.json`.
-
-    Raises:
-        EdgekdError: not a split.
-    """
+    """Read what a run saw from its `split.json`."""
     stored = read_stored_split(path)
     domains: Iterable[str] | None = stored.train_domains
     if domains is None:  # an older split.json: the ids of domain/class/image folders have them

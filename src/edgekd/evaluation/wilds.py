@@ -42,11 +42,7 @@ class _Reader:
 
 
 def wilds_named(given: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return `wilds:NAME` and `wilds:NAME=DIR` of the `--ood` strings as (name, folder), and the other strings.
-
-    Raises:
-        EdgekdError: a data set that is none of `DATASETS`.
-    """
+    """Return `wilds:NAME` and `wilds:NAME=DIR` of the `--ood` strings as (name, folder), and the other strings."""
     pairs, others = [], []
     for text in given:
         if not text.startswith(PREFIX):

@@ -83,11 +83,7 @@ class Table:
 def make_tables(
     plan: Plan, done: Sequence[Done], scores: NDArray[np.float32] | None
 ) -> list[Table]:
-    """Return the study's tables from the cells that are finished.
-
-    Args:
-        scores: the teacher's, on all images; see `study.teacher_scores`.
-    """
+    """Return the study's tables from the cells that are finished; `scores` are the teacher's on all images."""
 
     def by_labels_alone(cell: Cell) -> bool:
         """Return whether the recipe reads labels alone: it is in every table of the curve and has none of its own."""
@@ -238,11 +234,7 @@ def _pairs(first: Sequence[Outcome], second: Sequence[Outcome], macro: bool) -> 
 
 
 def _checked(plan: Plan, done: Done) -> Done:
-    """Return the cell's outcomes on the images that are left after the largest number of shots of the study.
-
-    Raises:
-        EdgekdError: they are of other images than the study tests on.
-    """
+    """Return the outcomes on what the largest number of shots leaves; those of other images are an `EdgekdError`."""
     test, left = plan.tests[done.cell.table, done.cell.column], None
     outside = test.ood
     if done.cell.shots:

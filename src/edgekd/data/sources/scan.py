@@ -110,11 +110,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def list_all(root: Path) -> Listing:
-    """Return all images below `root`, 32 folders deep at most, without labels.
-
-    Raises:
-        EdgekdError: no image.
-    """
+    """Return all images below `root`, 32 folders deep at most, without labels; none is an `EdgekdError`."""
     entries, left_out = [], Tally()
     for parts, names in walk(root, deepest=32):
         for name in names:

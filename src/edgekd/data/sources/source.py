@@ -23,11 +23,7 @@ from edgekd.data.sources.scan import Entry, shown
 
 @dataclass(frozen=True)
 class FileReader:
-    """Reads the i-th file below `root`.
-
-    Raises:
-        EdgekdError: on calling, when a file that was readable before no longer is.
-    """
+    """Reads the i-th file below `root`; one that was readable before and no longer is, is an `EdgekdError`."""
 
     root: Path
     paths: tuple[str, ...]
