@@ -98,7 +98,7 @@ def stored_array(
 
 
 def read_index(name: str, kind: type[Stored]) -> Stored | None:
-    """Return what `write_index` stored under `name`, of type `kind`; None without it, or, with a warning, if damaged."""
+    """Return what `write_index` stored under `name`, of type `kind`; None without it or, with a warning, if damaged."""
     from pydantic import TypeAdapter
 
     path = cache_root() / "index" / name
