@@ -85,11 +85,7 @@ def export(artifacts: Any, _: Given) -> None:
         _chosen(artifacts)
         return
     for artifact in artifacts:
-        parity = artifact.parity
-        result(
-            f"artifact: {artifact.folder}  ({artifact.precision}, top-1 agreement with the torch student "
-            f"{100 * parity['top1_agreement']:.1f} % on {parity['n']} images)"
-        )
+        result(f"artifact: {artifact.folder}  ({artifact.precision}, {artifact.agreement})")
     from edgekd.export.run import int8_speed
 
     speed = int8_speed(artifacts[-1])
