@@ -125,15 +125,9 @@ def _check_columns(path: Path, columns: list[str]) -> None:
     unknown = [name for name in columns if name not in _COLUMNS]
     for name in ("path", "label"):
         if name not in columns:
-            close = difflib.get_close_matches(name, unknown, n=1, cutoff=0.6)
-            found = (
-                f'rename "{close[0]}" to "{name}"'
-                if close
-                else f"its columns are {', '.join(columns) or 'none'}"
-            )
             raise EdgekdError(
                 f'The manifest {path} has no column "{name}".',
-                f"A manifest has path,label[,domain][,split]; {found}.",
+                f"A manifest has path,label[,domain][,split]; its columns are {', '.join(columns) or 'none'}.",
             )
     for name in unknown:
         # A misspelt optional column would silently change the split.
