@@ -9,11 +9,9 @@ from typing import Any
 
 
 class EdgekdError(Exception):
-    """A mistake or a circumstance the user can mend. The command line prints it without a traceback.
+    """A mistake or a circumstance the user can mend: what happened and what to do, one sentence each.
 
-    Args:
-        message: what happened, one sentence.
-        hint: what to do, one sentence.
+    The command line prints it without a traceback.
     """
 
     exit_code = 2
@@ -54,10 +52,7 @@ _GO_ON = "A training run goes on with --resume, a study with the same command."
 class Stopped(KeyboardInterrupt):
     """A signal ended the command. Not an `EdgekdError`: what goes on after a mistake does not go on after a signal.
 
-    Args:
-        number: SIGINT or SIGTERM.
-        message: what was done, one sentence.
-        hint: how to go on, one sentence.
+    `number` is SIGINT or SIGTERM.
     """
 
     def __init__(self, number: int, message: str = "Stopped.", hint: str = _GO_ON) -> None:
