@@ -29,7 +29,7 @@ def examine() -> list[str]:
 
     from edgekd.core.hub import hub_reachable
     from edgekd.core.machine import describe, version_of
-    from edgekd.targets.trt.builders import describe as tensorrt_builder
+    from edgekd.targets.trt.machine import describe as tensorrt_builder
 
     machine = describe()
     features = ", ".join(machine["features"]) or "none that speed up INT8"
