@@ -183,25 +183,18 @@ def test_what_came_meanwhile_is_kept_and_the_result_lies_beside_it(
     assert names(tmp_path / "report-2") == {"report.json"}
 
 
-@pytest.mark.parametrize("kind", [RUN, ARTIFACT, REPORT])
+@pytest.mark.parametrize("kind", [RUN, ARTIFACT, REPORT, COMPARISON])
 @pytest.mark.parametrize("as_file", [False, True])
 def test_nothing_else_is_replaced_even_with_overwrite(
     tmp_path: Path, kind: folders.Kind, as_file: bool
 ) -> None:
     out = tmp_path / "mine"
-    precious = out if as_file else out / "thesis.txt"
+    precious = out if as_file else out / ("comparison.html" if kind == COMPARISON else "a.txt")
     precious.parent.mkdir(exist_ok=True)
     precious.write_text("mine")
     with pytest.raises(EdgekdError, match="not overwritten"):
         claim(publishing, out, kind, overwrite=True)
     assert precious.read_text() == "mine"
-
-
-def test_a_page_of_someone_else_is_no_comparison(tmp_path: Path) -> None:
-    (tmp_path / "comparison.html").write_text("mine")
-    with pytest.raises(EdgekdError, match="not overwritten"):
-        claim(publishing, tmp_path, COMPARISON, overwrite=True)
-    assert (tmp_path / "comparison.html").read_text() == "mine"
 
 
 def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path) -> None:

@@ -46,27 +46,13 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on random images with an fp32 and an INT8 file, for all tests; none of them changes it."""
-    folder = tmp_path_factory.mktemp("hub")
-    rng = np.random.default_rng(0)
-    for name in CLASSES:
-        for number in range(12):
-            path = folder / "data" / name / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (40, 32, 3), dtype=np.uint8)).save(path)
-    run = edgekd.train(
-        student="test_efficientnet", student_options={"drop_rate": 0.1}, pretrained="scratch", size=32,
-        data=folder / "data", recipe="erm", steps=2, batch_size=4, accelerator="cpu", out=folder / "run",
-    )  # fmt: skip
-    edgekd.export(run.folder, precision="int8", min_agreement=0.1)
-    assert run.folder is not None
-    return run.folder
+def run(tiny_run: Path) -> Path:
+    return tiny_run
 
 
 @pytest.fixture(scope="module")
 def picture(run: Path) -> Image.Image:
-    return Image.open(run.parent / "data" / "cat" / "0.png").convert("RGB")
+    return Image.open(run.parent / "data" / "art" / "cat" / "00.png").convert("RGB")
 
 
 def expected(run: Path, picture: Image.Image) -> dict[str, float]:
@@ -95,11 +81,8 @@ def test_timm_loads_the_student_with_its_classes_and_pixels(
     assert sorted(names) == CLASSES
 
 
-@pytest.mark.parametrize(
-    ("file", "tolerance"), [("model.onnx", 1e-3), ("model_quantized.onnx", 0.1)]
-)
-def test_onnx_files_follow_the_conventions_of_transformers(
-    hub: FakeHub, run: Path, picture: Image.Image, file: str, tolerance: float
+def test_files_follow_the_conventions_of_transformers_and_come_back(
+    hub: FakeHub, run: Path, picture: Image.Image, tmp_path: Path
 ) -> None:
     edgekd.push(run, "me/small")
     files = hub.repos["me/small"]
@@ -109,11 +92,18 @@ def test_onnx_files_follow_the_conventions_of_transformers(
     pixels = np.asarray(picture.resize(size, how["resample"]), dtype=np.float32)
     values = (pixels * how["rescale_factor"] - how["image_mean"]) / how["image_std"]
     planes = values.transpose(2, 0, 1)[None].astype(np.float32)
-    session = onnxruntime.InferenceSession(files[f"onnx/{file}"])
-    (logits,) = session.run(["logits"], {"pixel_values": planes})
-    wanted = expected(run, picture)
-    found = {labels[str(number)]: value for number, value in enumerate(softmax(logits[0]))}
-    assert found == pytest.approx(wanted, abs=tolerance + 0.02)
+    for file, tolerance in (("model.onnx", 0.02), ("model_quantized.onnx", 0.12)):
+        session = onnxruntime.InferenceSession(files[f"onnx/{file}"])
+        (logits,) = session.run(["logits"], {"pixel_values": planes})
+        found = {labels[str(number)]: value for number, value in enumerate(softmax(logits[0]))}
+        assert found == pytest.approx(expected(run, picture), abs=tolerance)
+
+    folder = edgekd.pull("me/small", out=tmp_path / "pulled")
+    own = edgekd.load(run / "artifacts" / "onnxruntime-int8").predict([picture])
+    assert edgekd.load(folder / "artifacts" / "onnxruntime-int8").predict([picture]) == own
+    kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert kept == set(files)
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True).num_classes == len(CLASSES)
 
 
 def test_transformers_opens_a_pulled_student(
@@ -130,41 +120,20 @@ def test_transformers_opens_a_pulled_student(
     assert found == pytest.approx(expected(run, picture), abs=0.02)
 
 
-def test_a_pulled_file_predicts_as_the_pushed_one(
-    hub: FakeHub, run: Path, picture: Image.Image, tmp_path: Path
-) -> None:
-    edgekd.push(run, "me/small")
-    folder = edgekd.pull("me/small", out=tmp_path / "pulled")
-    own = edgekd.load(run / "artifacts" / "onnxruntime-int8").predict([picture])
-    assert edgekd.load(folder / "artifacts" / "onnxruntime-int8").predict([picture]) == own
-    kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert kept == set(hub.repos["me/small"])
-    assert timm.create_model(f"local-dir:{folder}", pretrained=True).num_classes == len(CLASSES)
-
-
-def test_names_stay_text_in_the_card(hub: FakeHub, run: Path, tmp_path: Path) -> None:
-    shutil.copytree(run, tmp_path / "run")
-    facts = json.loads((run / "run.json").read_text())
-    facts["teacher"] = "![seen](http://elsewhere/x.png)<b>"
-    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
-    edgekd.push(tmp_path / "run", "me/named")
-    card = hub.repos["me/named"]["README.md"].decode()
-    assert "elsewhere" in card
-    assert "![seen](" not in card
-    assert "<b>" not in card
-
-
 def test_the_card_is_the_newest_benchmarks(hub: FakeHub, run: Path, tmp_path: Path) -> None:
-    edgekd.push(run, "me/small")
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    facts = json.loads((copy / "run.json").read_text())
+    facts["teacher"] = "![seen](http://elsewhere/x.png)<b>"
+    (copy / "run.json").write_text(json.dumps(facts))
+    edgekd.push(copy, "me/small")
     plain = hub.repos["me/small"]["README.md"].decode()
-    (run / "benchmark").mkdir()
+    assert "elsewhere" in plain
+    assert "![seen](" not in plain
+    assert "<b>" not in plain
+    (copy / "benchmark").mkdir()
     card = "---\ntags: [edgekd]\n---\n# Measured\n"
-    try:
-        (run / "benchmark" / "MODEL_CARD.md").write_text(card)
-        edgekd.push(run, "me/small")
-    finally:
-        (run / "benchmark" / "MODEL_CARD.md").unlink()
-        (run / "benchmark").rmdir()
+    (copy / "benchmark" / "MODEL_CARD.md").write_text(card)
+    edgekd.push(copy, "me/small")
     measured = hub.repos["me/small"]["README.md"].decode()
     for text in (plain, measured):
         front = yaml.safe_load(text.split("---\n")[1])

@@ -9,7 +9,7 @@ from edgekd.cli.doctor import target_lines
 from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.targets.profiles import FOLDER, follow_profile, load_profile, profile_names
+from edgekd.targets.profiles import follow_profile, load_profile, profile_names
 from edgekd.targets.registry import get_target
 
 OWN = """
@@ -110,10 +110,7 @@ def test_a_claim_without_a_source_is_refused(
         load_profile(path)
 
 
-def test_unknown_names_get_a_suggestion(tmp_path: Path) -> None:
-    with pytest.raises(EdgekdError, match='There is no profile "rasberry-pi-5"') as caught:
-        load_profile("rasberry-pi-5")
-    assert caught.value.hint == 'Did you mean "raspberry-pi-5"?'
-    with pytest.raises(EdgekdError, match="There is no profile at"):
-        load_profile(tmp_path / "none.toml")
-    assert FOLDER.is_dir()
+def test_unknown_names_are_refused(tmp_path: Path) -> None:
+    for name in ("rasberry-pi-5", tmp_path / "none.toml"):
+        with pytest.raises(EdgekdError, match="There is no profile"):
+            load_profile(name)

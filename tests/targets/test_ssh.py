@@ -121,24 +121,12 @@ def setting(tmp_path: Path) -> Setting:
     return [artifact_subject(write_artifact(tmp_path / "artifacts" / "fp32"))], two_suites(images)
 
 
-def test_a_device_behind_ssh(
-    server: Server, setting: Setting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(devices, "QUICK", BRIEF)
-    said: list[str] = []
-    monkeypatch.setattr(drive, "say", said.append)
-    found = devices.on_devices(*setting, [server.spec], ONE_THREAD)
-    check_measured(found, setting, "testdevice")
-    assert any("logits of r/fp32" in line for line in said)
-    assert not (server.cache / "edgekd-agent").exists(), "nothing is left behind"
-
-
 def test_a_cut_connection_is_one_sentence_and_the_work_goes_on(
     server: Server, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "QUICK", replace(BRIEF, seconds=3.0, limit_s=6.0))
-    said: list[str] = []
-    monkeypatch.setattr(drive, "say", said.append)
+    monkeypatch.setattr(devices, "QUICK", replace(BRIEF, seconds=1.0, limit_s=3.0))
+    told: list[str] = []
+    monkeypatch.setattr(drive, "say", told.append)
     caught: list[EdgekdError] = []
 
     def measure() -> None:
@@ -149,38 +137,33 @@ def test_a_cut_connection_is_one_sentence_and_the_work_goes_on(
 
     thread = threading.Thread(target=measure)
     thread.start()
+    answers = "edgekd-agent/job-*/done/predict-0-0.npz"
     deadline = time.monotonic() + 120
-    while (
-        not list(server.cache.glob("edgekd-agent/job-*/done/predict-0-0.npz"))
-        and time.monotonic() < deadline
-    ):
+    while not list(server.cache.glob(answers)) and time.monotonic() < deadline:
         time.sleep(0.02)
     server.cut()
     thread.join()
-    assert len(caught) == 1
-    assert "The connection to testdevice failed or broke" in caught[0].message
-    assert "goes on where it stopped" in caught[0].hint
-    [done] = server.cache.glob("edgekd-agent/job-*/done")
-    answered = (done / "predict-0-0.npz").stat().st_mtime_ns
-    said.clear()
-    # The same command again: nothing is sent or asked twice.
+    assert any("logits of r/fp32" in line for line in told)
+    [error] = caught
+    assert "The connection to testdevice failed or broke" in error.message
+    assert "goes on where it stopped" in error.hint
+    [answered] = server.cache.glob(answers)
+    written = answered.stat().st_mtime_ns
+    # The same command again: nothing is sent or computed twice.
+    told.clear()
+    fetch = drive._fetch
     seen: list[int] = []
-    monkeypatch.setattr(drive, "_fetch", watch(drive._fetch, done / "predict-0-0.npz", seen))
+
+    def watching(*arguments: object) -> None:
+        seen.append(answered.stat().st_mtime_ns)
+        fetch(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(drive, "_fetch", watching)
     found = devices.on_devices(*setting, [server.spec], ONE_THREAD)
     check_measured(found, setting, "testdevice")
-    assert not any("copying" in line or "answers" in line for line in said)
-    assert seen == [answered]
-    assert not (server.cache / "edgekd-agent").exists()
-
-
-def watch(fetch, path: Path, seen: list[int]):  # type: ignore[no-untyped-def]
-    """`fetch`, noting when `path` was written."""
-
-    def wrapped(*arguments: object) -> None:
-        seen.append(path.stat().st_mtime_ns)
-        fetch(*arguments)
-
-    return wrapped
+    assert not any("copying" in line for line in told)
+    assert seen == [written]
+    assert not (server.cache / "edgekd-agent").exists(), "nothing is left behind"
 
 
 def test_a_device_without_that_python(server: Server, setting: Setting) -> None:
