@@ -5,10 +5,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from benchmark_fakes import four_measured, id_and_ood, paint_images
-from browser import CHROMIUM, open_page
+from benchmark_fakes import draw_nothing, four_measured, id_and_ood, paint_images
 from test_page import Elements
 
 import edgekd
@@ -24,6 +22,11 @@ from edgekd.benchmark.report.comparison import (
 from edgekd.core.errors import EdgekdError
 
 
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_nothing(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three runs: the first two on the same images, the third on fewer."""
@@ -36,82 +39,60 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [place / run for run, *_ in runs]
 
 
-def test_same_images_stand_together_and_the_teacher_once(runs: list[Path]) -> None:
+def test_the_same_images_are_compared_by_hand(runs: list[Path]) -> None:
     sources = read_sources(runs[:2])
-    found = entries(sources)
-    assert [entry.name for entry in found] == [
+    found = {entry.name: entry for entry in entries(sources)}
+    assert list(found) == [
         "A one: teacher zero-shot", "A one: torch student", "A one: onnxruntime-fp32", "A one: onnxruntime-int8",
         "B two: torch student", "B two: onnxruntime-fp32", "B two: onnxruntime-int8",
     ]  # fmt: skip
-    assert [len(group) for group in groups(found, "images")] == [7]
-    assert [len(group) for group in groups(found, "machine")] == [7]
-    [said] = differences(sources, found)
-    assert "measured at different times" in said
-
-
-def test_differences_between_runs_by_hand(runs: list[Path]) -> None:
-    found = entries(read_sources(runs[:2]))
-    base = reference(found)
+    both = list(found.values())
+    assert [len(group) for by in ("images", "machine") for group in groups(both, by)] == [7, 7]
+    [told] = differences(sources, both)
+    assert "measured at different times" in told
+    base = reference(both)
     assert base.name == "A one: onnxruntime-fp32"
-    other = next(entry for entry in found if entry.name == "B two: onnxruntime-fp32")
-    # Wrong on every fifth instead of every third of images 60–119: 12 instead of 20 of 60.
-    change = against(other, base)
+    # Wrong on every fifth instead of every third of images 60–119: 12 instead of 20 of 60, 16 won and 8 lost.
+    change = against(found["B two: onnxruntime-fp32"], base)
     assert change.value == pytest.approx(8 / 60)
-    numbers = np.arange(60, 120)
-    won, lost = (
-        ((numbers % 3 == 0) & (numbers % 5 != 0)).sum(),
-        ((numbers % 5 == 0) & (numbers % 3 != 0)).sum(),
-    )
-    assert (won, lost) == (16, 8)
-    assert change.mcnemar_p == pytest.approx(
-        0.1516, abs=1e-4
-    )  # exact two-sided binomial of 8 in 24
+    assert change.mcnemar_p == pytest.approx(0.1516, abs=1e-4)  # two-sided binomial of 8 in 24
     assert change.ci95[0] < 0 < change.value < change.ci95[1]
 
 
-def test_other_images_are_never_mixed(runs: list[Path]) -> None:
+def test_other_images_machines_and_versions_are_never_mixed(
+    runs: list[Path], tmp_path: Path
+) -> None:
     sources = read_sources(runs)
     found = entries(sources)
     assert [{entry.source.letter for entry in group} for group in groups(found, "images")] == [
-        {"A", "B"},
-        {"C"},
-    ]
-    said = list(differences(sources, found))
-    assert said[0] == (
-        "id is not the same images in A (n = 60), B (n = 60) and C (n = 54): their accuracies are in separate tables."
+        {"A", "B"}, {"C"},
+    ]  # fmt: skip
+    assert "not the same images in A (n = 60), B (n = 60) and C (n = 54)" in next(
+        differences(sources, found)
     )
-    text = (write_comparison(runs, runs[0].parent / "mixed").with_name("comparison.md")).read_text(
-        encoding="utf-8"
-    )
+    page = write_comparison(runs, tmp_path / "mixed")
+    assert list(Elements(page.read_text(encoding="utf-8")).named("script")) == []
+    text = page.with_name("comparison.md").read_text(encoding="utf-8")
     assert text.count("On the same images:") == 2
     assert "id n = 60, ood:photo n = 30, ood:sketch n = 30" in text
     assert "id n = 54, ood:photo n = 24, ood:sketch n = 24" in text
 
-
-@pytest.mark.parametrize("cpu", ["Cortex-A76", None])
-def test_other_machines_and_versions_are_noted(
-    runs: list[Path], tmp_path: Path, cpu: str | None
-) -> None:
     shutil.copytree(runs[1] / "benchmark", tmp_path / "elsewhere")
     path = tmp_path / "elsewhere" / "report.json"
-    data = json.loads(path.read_text())
-    data["environment"]["cpu"] = cpu
+    data = json.loads(path.read_text()) | {"quick": False}
     data["environment"]["versions"]["onnxruntime"] = "1.2.3"
-    data["quick"] = False
-    path.write_text(json.dumps(data))
-    sources = read_sources([runs[0], tmp_path / "elsewhere"])
-    found = entries(sources)
-    assert [len(group) for group in groups(found, "machine")] == [4, 3]
-    assert [len(group) for group in groups(found, "images")] == [7]
-    said = " ".join(differences(sources, found))
-    assert "Machines or protocols differ" in said
-    assert (cpu or "unknown processor") in said
-    assert "full protocol" in said
-    assert "Versions of onnxruntime differ" in said
-    page = write_comparison([runs[0], tmp_path / "elsewhere"], tmp_path / "out").read_text(
-        encoding="utf-8"
-    )
-    assert page.count("<h3>Latency of one image</h3>") == 2
+    for cpu in ("Cortex-A76", None):
+        data["environment"]["cpu"] = cpu
+        path.write_text(json.dumps(data))
+        sources = read_sources([runs[0], path.parent])
+        found = entries(sources)
+        assert [len(group) for group in groups(found, "machine")] == [4, 3]
+        assert [len(group) for group in groups(found, "images")] == [7]
+        told = " ".join(differences(sources, found))
+        named = (cpu or "unknown processor", "full protocol", "Versions of onnxruntime differ")
+        assert all(part in told for part in named)
+    page = write_comparison([runs[0], path.parent], tmp_path / "out")
+    assert page.read_text(encoding="utf-8").count("<h3>Latency of one image</h3>") == 2
 
 
 def test_the_library_and_its_refusals(runs: list[Path], tmp_path: Path) -> None:
@@ -133,14 +114,3 @@ def test_the_library_and_its_refusals(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(EdgekdError, match=r"no latency\.npz"):
         edgekd.report(tmp_path / "partial", out=tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
-def test_the_comparison_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
-    path = write_comparison(runs, tmp_path / "out")
-    assert list(Elements(path.read_text(encoding="utf-8")).named("script")) == []
-    seen = open_page(path, tmp_path, (375, 1280))
-    assert seen.requests == []
-    for frame in seen.frames:
-        assert (frame["scroll"] <= frame["width"], frame["wide"]) == (True, [])
-        assert "not the same images" in frame["text"]

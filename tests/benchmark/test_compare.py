@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_fakes import four_subjects, paint_images
+from benchmark_fakes import four_subjects, model, paint_images, subject
+from device_fakes import BRIEF
 
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.compare import compare, speed_rows
@@ -17,11 +18,10 @@ from edgekd.benchmark.results.schema import Report, load_of
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.core.machine import other_work, processor_seconds
+from edgekd.targets.timing import speed
 from edgekd.targets.timing.intervals import ratio_interval
 from edgekd.targets.timing.speed import (
-    Ratio,
     Timing,
-    in_words,
     reason_to_withhold,
     speed_of,
     timed_in_turns,
@@ -37,7 +37,7 @@ def turns(
 
 def test_the_interval_covers_the_true_ratio_at_its_level() -> None:
     covered, widths = 0, []
-    for seed in range(100):
+    for seed in range(60):
         rng = np.random.default_rng(seed)
         # The machine speeds up and slows down by a third; both models feel it alike.
         drift = np.exp(0.3 * np.sin(np.arange(20) + rng.uniform(0, 6)))
@@ -45,7 +45,7 @@ def test_the_interval_covers_the_true_ratio_at_its_level() -> None:
         low, high = ratio_interval(a, b, np.zeros(20, dtype=np.int64), replicates=200)
         covered += low <= 1.2 <= high
         widths.append(high - low)
-    assert covered >= 88
+    assert covered >= 52
     # Draws that ignored the pairing would be as wide as the drift; these are not.
     assert np.median(widths) < 0.25
 
@@ -54,8 +54,6 @@ def test_only_turns_that_have_a_partner_count() -> None:
     def samples(blocks: int, value: float, alone: float) -> LatencySamples:
         times = np.repeat([value] * 10 + [alone] * (blocks - 10), 5).astype(float)
         return LatencySamples(times, np.repeat(np.arange(blocks) * 2, 5), 1.0, 1, 1.0, True, True)
-
-    from benchmark_fakes import model, subject
 
     images = paint_images(12)
     a, b = subject("a", "artifact", model(0)), subject("b", "artifact", model(2))
@@ -145,16 +143,6 @@ def test_when_a_claim_is_withheld(
         assert told is None or told in str(reason)
 
 
-def test_words_carry_the_interval_or_the_reason() -> None:
-    faster, slower = Ratio(0.5, (0.4, 0.625), None), Ratio(2.0, (1.6, 2.5), None)
-    assert in_words(faster, "b") == "is 2.00 times as fast as b (95 % CI 1.60–2.50)"
-    assert in_words(slower, "a") == "takes 2.00 times as long as a (95 % CI 1.60–2.50)"
-    busy = replace(faster, withheld="the machine was busy")
-    assert "times" not in in_words(busy, "b")
-    assert "the machine was busy" in in_words(busy, "b")
-    assert "times" not in in_words(None, "b")
-
-
 def test_ratios_of_all_pairs_of_one_run_and_device() -> None:
     found = report(row("a", p50_ms=1.0), row("b", p50_ms=2.0), row("c", device="pi", p50_ms=4.0))
     [pair] = found.speed
@@ -214,7 +202,9 @@ def test_the_load_of_a_device_is_its_own() -> None:
     assert load_of({"before": {"load_average": None}, "usable_cores": 2}, "local") is None
 
 
-def test_a_short_measurement_of_two_models() -> None:
+def test_a_short_measurement_of_two_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "NOTE", replace(BRIEF, seconds=0.2))
+
     def waits(rounds: int) -> Any:
         return lambda images: [float(np.sqrt(images).sum()) for _ in range(rounds)]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmark_fakes import SHORT, fake_measurements, four_subjects, id_and_ood, paint_images
+from scipy.optimize import minimize_scalar
+from sklearn.calibration import calibration_curve
 
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate import metrics
@@ -29,8 +32,6 @@ def noisy(predict, seed: int):  # type: ignore[no-untyped-def]
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    from dataclasses import replace
-
     folder = tmp_path_factory.mktemp("rescore")
     images = paint_images(240)
     suites = [*id_and_ood(images), Suite("val", images, np.arange(0, 240, 5))]
@@ -44,10 +45,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 
 def test_every_number_comes_again_without_models(report: Report) -> None:
-    again = rescore(report.folder)
-    assert again.accuracy == report.accuracy
-    assert again.summary == report.summary
-    assert again == report
+    assert rescore(report.folder) == report
 
 
 def test_predictions_of_another_report_are_refused(report: Report, tmp_path: Path) -> None:
@@ -61,7 +59,6 @@ def test_predictions_of_another_report_are_refused(report: Report, tmp_path: Pat
 
 
 def test_ece_from_scikit_learns_calibration_curve(report: Report) -> None:
-    sklearn = pytest.importorskip("sklearn.calibration", reason="scikit-learn is not installed")
     with np.load(report.folder / "predictions.npz") as arrays:
         for row in report.accuracy:
             logits = arrays[f"logits/{row.run}/{row.subject}/{row.suite}"].astype(np.float64)
@@ -74,7 +71,7 @@ def test_ece_from_scikit_learns_calibration_curve(report: Report) -> None:
                 powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / factor)
                 confidence = powers.max(axis=1) / powers.sum(axis=1)
                 right = logits.argmax(axis=1) == labels
-                share, mean = sklearn.calibration_curve(
+                share, mean = calibration_curve(
                     right, confidence, n_bins=15
                 )  # of the bins that hold something
                 counts = np.histogram(confidence, bins=np.linspace(0, 1, 16))[0]
@@ -89,10 +86,9 @@ def temperature(report: Report, subject: str) -> float:
 
 
 def test_the_temperature_is_the_minimum_that_scipy_finds(report: Report) -> None:
-    optimize = pytest.importorskip("scipy.optimize", reason="scipy is not installed")
     with np.load(report.folder / "predictions.npz") as arrays:
         logits, labels = arrays["logits/r/torch/val"].astype(np.float64), arrays["labels/val"]
-    best = optimize.minimize_scalar(
+    best = minimize_scalar(
         lambda t: metrics.nll(logits / t, labels), bounds=(0.05, 20), method="bounded"
     )
     assert temperature(report, "torch") == pytest.approx(best.x, rel=1e-3)

@@ -39,11 +39,7 @@ def test_students_on_a_line_shape_it_and_a_teacher_is_set_against_it() -> None:
     ]  # fmt: skip
     found = effective_robustness(group)
     [line] = found.lines
-    assert (line.slope, line.intercept, line.r2) == (
-        pytest.approx(0.8),
-        pytest.approx(-1.0),
-        pytest.approx(1.0),
-    )
+    assert (line.slope, line.intercept, line.r2) == pytest.approx((0.8, -1.0, 1.0))
     assert found.models == ("a", "b", "c")
     assert [beyond["ood:x"] for beyond in found.beyond] == pytest.approx(
         [0, 0, 0, -0.03, 0.2], abs=1e-9
@@ -61,39 +57,25 @@ def test_residuals_of_least_squares_by_hand() -> None:
         for n, x, y in (("a", 0, 0), ("b", 1, 1), ("c", 2, 0))
     ]
     found = effective_robustness(group)
-    assert (found.lines[0].slope, found.lines[0].r2) == (
-        pytest.approx(0, abs=1e-9),
-        pytest.approx(0, abs=1e-9),
-    )
+    assert (found.lines[0].slope, found.lines[0].r2) == pytest.approx((0, 0), abs=1e-9)
     assert found.beyond[1]["ood:x"] == pytest.approx(sigmoid(1) - sigmoid(1 / 3))
-
-
-def test_files_stand_in_for_students_that_were_not_measured() -> None:
-    group = [student(name, 0.5 + 0.1 * n, kind="artifact") for n, name in enumerate("abc")]
-    assert effective_robustness(group).models == ("a", "b", "c")
-
-
-def test_all_or_none_right_is_half_an_image_away() -> None:
-    assert float(log_odds(1.0, 50)) == pytest.approx(math.log(99))
-    assert float(log_odds(0.0, 50)) == pytest.approx(-math.log(99))
 
 
 @pytest.mark.parametrize(
     ("group", "said"),
     [
-        (
-            [
-                student("a", 0.5),
-                student("b", 0.6),
-                student("b int8", 0.7, kind="artifact", run="b"),
-            ],
-            "there are 2",
-        ),
+        ([student("a", 0.5), student("b", 0.6), student("c", 0.7, kind="artifact", run="b")], "there are 2"),
         ([student(name, 0.5) for name in "abc"], "equally accurate"),
         ([entry(name, "torch", {"ood:x": 0.5}) for name in "abc"], "not both in and out"),
-        ([entry(name, "torch", {"id": 0.5}) for name in "abc"], "not both in and out"),
     ],
-)
+)  # fmt: skip
 def test_a_reason_is_given_where_there_is_no_line(group: list[Any], said: str) -> None:
     found = effective_robustness(group)
     assert said in found
+
+
+def test_files_stand_in_for_students_and_all_right_is_half_an_image_away() -> None:
+    group = [student(name, 0.5 + 0.1 * n, kind="artifact") for n, name in enumerate("abc")]
+    assert effective_robustness(group).models == ("a", "b", "c")
+    assert float(log_odds(1.0, 50)) == pytest.approx(math.log(99))
+    assert float(log_odds(0.0, 50)) == pytest.approx(-math.log(99))
