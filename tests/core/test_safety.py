@@ -632,7 +632,7 @@ def test_images_of_one_class_are_a_test_set(tmp_path: Path, make_image: Make) ->
     ("line", "settings"),
     [
         ("{} list targets 2>&- <&-", {"HOME": "/nowhere", "COLUMNS": "20", "NO_COLOR": "1"}),
-        ("{} predict nowhere a.png 2>&1 >&- | grep -q nowhere", {}),
+        ("{} verify nowhere 2>&1 >&- | grep -q nowhere", {}),
         (
             "{} list targets | head -1",
             {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
