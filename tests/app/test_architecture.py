@@ -23,7 +23,7 @@ CORE = {"core", "data"}
 # Known exceptions, by module. This list only gets shorter.
 KNOWN = {
     # The verb `export` reads the run that it exports.
-    "edgekd.export.run": {"app", "distill"},
+    "edgekd.export.run": {"app", "distill"}
 }
 KNOWN_CYCLES: set[tuple[str, str]] = set()
 """Imports inside a function, `(importer, imported)`, that close a circle. This list only gets shorter."""

@@ -171,11 +171,7 @@ def test_what_fails_has_its_exit_code(
 
 @pytest.mark.parametrize(
     ("given", "count"),
-    [
-        ({}, "1000"),
-        ({"OMP_WAIT_POLICY": "active"}, None),
-        ({"GOMP_SPINCOUNT": "7"}, "7"),
-    ],
+    [({}, "1000"), ({"OMP_WAIT_POLICY": "active"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")],
 )
 def test_idle_threads_sleep_soon_unless_the_user_has_said_otherwise(
     monkeypatch: pytest.MonkeyPatch, given: dict[str, str], count: str | None

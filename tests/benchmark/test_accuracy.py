@@ -6,16 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from artifact_fakes import write_artifact
-from benchmark_fakes import (
-    LARGE,
-    ONE_THREAD,
-    SHORT,
-    SMALL,
-    Paint,
-    model,
-    paint_images,
-    subject,
-)
+from benchmark_fakes import LARGE, ONE_THREAD, SHORT, SMALL, Paint, model, paint_images, subject
 from PIL import Image
 
 from edgekd.benchmark.benchmark import run_benchmark

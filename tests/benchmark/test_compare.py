@@ -20,12 +20,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.machine import other_work, processor_seconds
 from edgekd.targets.timing import speed
 from edgekd.targets.timing.intervals import ratio_interval
-from edgekd.targets.timing.speed import (
-    Timing,
-    reason_to_withhold,
-    speed_of,
-    timed_in_turns,
-)
+from edgekd.targets.timing.speed import Timing, reason_to_withhold, speed_of, timed_in_turns
 from edgekd.targets.timing.stopwatch import LatencySamples
 
 

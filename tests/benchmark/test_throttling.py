@@ -101,9 +101,7 @@ class Time:
         self.now += seconds
 
 
-def test_rapl_adds_packages_and_memory_and_unwraps_counters(
-    tmp_path: Path,
-) -> None:
+def test_rapl_adds_packages_and_memory_and_unwraps_counters(tmp_path: Path) -> None:
     first = write(tmp_path, "class/powercap/intel-rapl:0", name="package-0", energy_uj="9000000",
                   max_energy_range_uj="10000000")  # fmt: skip
     dram = write(tmp_path, "class/powercap/intel-rapl:0:1", name="dram", energy_uj="500000",
@@ -211,10 +209,7 @@ def test_models_that_take_turns_get_their_own_energy() -> None:
         return run
 
     found = measure_interleaved(
-        {"a": model(0.02, 5.0), "b": model(0.05, 2.0)},
-        RULE,
-        clock=clock.nanoseconds,
-        meter=meter,
+        {"a": model(0.02, 5.0), "b": model(0.05, 2.0)}, RULE, clock=clock.nanoseconds, meter=meter
     )
     for one in found.values():  # the warm-up is outside
         assert one.joules == pytest.approx(0.1 * len(one.samples_ms))

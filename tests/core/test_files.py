@@ -62,10 +62,7 @@ def test_only_old_scraps_of_the_very_path_are_swept(tmp_path: Path) -> None:
         assert names(tmp_path) == sorted(left)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS],
-)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
 def test_a_full_or_locked_disk_is_an_error_of_its_own(tmp_path: Path, number: int) -> None:
     with pytest.raises(EdgekdError) as caught, disk_errors(tmp_path):
         raise OSError(number, os.strerror(number))

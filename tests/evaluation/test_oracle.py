@@ -57,20 +57,23 @@ def made(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict
     folder = tmp_path_factory.mktemp("studies")
     unseen = {name for name in load_images(base["data"]).ids if name.startswith("sketch/")}
     read: list[str] = []
-    real, finish = ImageSet.read, cells.run_outcomes
+    real, start, finish = ImageSet.read, cells.train, cells.run_outcomes
 
     def reading(self: ImageSet, i: int, **rest: Any) -> Any:
         read.append(self.ids[i])
         return real(self, i, **rest)
 
-    def trained(loaded: Any, *, oracle: bool) -> Any:
-        assert (set(read) & unseen == unseen) is oracle
-        outcomes = finish(loaded, oracle=oracle)
+    def training(*words: Any) -> Any:
         read.clear()
-        return outcomes
+        return start(*words)
+
+    def trained(loaded: Any, *, oracle: bool) -> Any:
+        assert set(read) & unseen == (unseen if oracle else set())
+        return finish(loaded, oracle=oracle)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ImageSet, "read", reading)
+        patch.setattr(cells, "train", training)
         patch.setattr(cells, "run_outcomes", trained)
         for oracle in (False, True):
             out = folder / str(oracle)

@@ -19,14 +19,7 @@ from pathlib import Path
 import pytest
 from artifact_fakes import write_artifact
 from benchmark_fakes import ONE_THREAD, SHORT
-from device_fakes import (
-    BRIEF,
-    Setting,
-    artifact_subject,
-    check_measured,
-    two_suites,
-    write_images,
-)
+from device_fakes import BRIEF, Setting, artifact_subject, check_measured, two_suites, write_images
 
 from edgekd.benchmark import device as devices
 from edgekd.core.errors import EdgekdError
