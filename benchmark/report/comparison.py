@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.evaluate.statistics import difference
-from edgekd.benchmark.report.answers import verdict
 from edgekd.benchmark.report.document import latency_items, points_of, scatter, suite_items
+from edgekd.benchmark.report.elements import Cells, Document, Item, Text, section, table, words
 from edgekd.benchmark.report.provenance import QUICK_MARK, definitions, machine_line
 from edgekd.benchmark.report.render import html, markdown
-from edgekd.benchmark.report.sections import Cells, Document, Item, Text, section, table, words
+from edgekd.benchmark.report.summary import verdict
 from edgekd.benchmark.report.tables import results
 from edgekd.benchmark.results.metric import Metric, points
 from edgekd.benchmark.results.rows import AccuracyRow, Difference, LatencyRow, SummaryRow

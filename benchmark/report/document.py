@@ -10,11 +10,11 @@ import numpy as np
 
 from edgekd.benchmark.evaluate.metrics import Reliability, reliability
 from edgekd.benchmark.report import charts, provenance, tables
-from edgekd.benchmark.report.answers import answers, findings, verdict
 from edgekd.benchmark.report.charts import Point
+from edgekd.benchmark.report.elements import Document, Figure, Item, Text, section
 from edgekd.benchmark.report.failures import failure_items
 from edgekd.benchmark.report.recommend import recommendation_items
-from edgekd.benchmark.report.sections import Document, Figure, Item, Text, section
+from edgekd.benchmark.report.summary import answers, findings, verdict
 from edgekd.benchmark.results.metric import ms, percent
 from edgekd.benchmark.results.rows import SummaryRow
 from edgekd.benchmark.results.schema import Report

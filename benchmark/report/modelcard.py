@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from edgekd.benchmark.report import provenance, tables
-from edgekd.benchmark.report.answers import answers, resizes_inside, takes_floats
+from edgekd.benchmark.report.elements import Item, Text, facts, printable, section, table
 from edgekd.benchmark.report.render import escape, markdown_sections, squeezed, templates
-from edgekd.benchmark.report.sections import Item, Text, facts, printable, section, table
+from edgekd.benchmark.report.summary import answers, resizes_inside, takes_floats
 from edgekd.benchmark.results.metric import Metric, metrics_of, percent
 from edgekd.benchmark.results.rows import AccuracyRow, LatencyRow, SummaryRow
 from edgekd.benchmark.results.schema import Report, of

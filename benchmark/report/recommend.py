@@ -9,8 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgekd.benchmark.report.render import print_document
-from edgekd.benchmark.report.sections import (
+from edgekd.benchmark.report.elements import (
     Cell,
     Cells,
     Document,
@@ -20,6 +19,7 @@ from edgekd.benchmark.report.sections import (
     shown,
     table,
 )
+from edgekd.benchmark.report.render import print_document
 from edgekd.benchmark.results.metric import percent
 from edgekd.benchmark.results.rows import SummaryRow
 from edgekd.benchmark.results.schema import GateRow, Report

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.benchmark.report import charts
-from edgekd.benchmark.report.sections import (
+from edgekd.benchmark.report.elements import (
     Document,
     Figure,
     Item,

@@ -146,7 +146,7 @@ def _choose(config: ExportConfig) -> Chosen:
     from edgekd.benchmark.gates import parse_gates
     from edgekd.benchmark.report.recommend import recommend
     from edgekd.core.manifest import read_artifact
-    from edgekd.evaluation.candidates import make_candidates
+    from edgekd.evaluation.auto_target import make_candidates
 
     tried = make_candidates(config, parse_gates(config.budget))
     report = _measure(

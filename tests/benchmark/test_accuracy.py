@@ -10,8 +10,8 @@ from benchmark_fakes import LARGE, ONE_THREAD, SHORT, SMALL, Paint, model, paint
 from PIL import Image
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.evaluate.metrics import log_softmax
+from edgekd.benchmark.evaluate.predictions import predict_suite
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.data.images import UnreadableImage

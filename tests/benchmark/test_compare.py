@@ -12,7 +12,7 @@ from device_fakes import BRIEF
 
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.compare import compare, speed_rows
-from edgekd.benchmark.report.answers import fastest
+from edgekd.benchmark.report.summary import fastest
 from edgekd.benchmark.report.tables import comparison
 from edgekd.benchmark.results.schema import Report, load_of
 from edgekd.benchmark.subjects import Suite

@@ -17,14 +17,14 @@ from browser import CHROMIUM, open_page
 
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.report import charts
-from edgekd.benchmark.report.answers import findings, notes, verdict
 from edgekd.benchmark.report.charts import Point, accuracy_figure, front
 from edgekd.benchmark.report.document import document, points_of
+from edgekd.benchmark.report.elements import Gallery, Table
 from edgekd.benchmark.report.failures import BUDGET_BYTES, failure_items
 from edgekd.benchmark.report.modelcard import model_card
 from edgekd.benchmark.report.render import escape, markdown
 from edgekd.benchmark.report.render import html as render
-from edgekd.benchmark.report.sections import Gallery, Table
+from edgekd.benchmark.report.summary import findings, notes, verdict
 from edgekd.benchmark.report.write import print_report
 from edgekd.benchmark.results.schema import GateRow, Report
 from edgekd.benchmark.results.storage import RawResults, read_results

@@ -20,10 +20,10 @@ from benchmark_fakes import (
 )
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.evaluate.scores import computed
+from edgekd.benchmark.evaluate.accuracy import computed
 from edgekd.benchmark.gates import parse_gates
-from edgekd.benchmark.report.answers import answers
-from edgekd.benchmark.report.sections import shown, table
+from edgekd.benchmark.report.elements import shown, table
+from edgekd.benchmark.report.summary import answers
 from edgekd.benchmark.report.tables import results
 from edgekd.benchmark.report.write import print_report
 from edgekd.benchmark.rescore import rescore

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekd.benchmark.evaluate.scores import ALEXNET_ERRORS, mean_corruption_error
+from edgekd.benchmark.evaluate.accuracy import ALEXNET_ERRORS, mean_corruption_error
 from edgekd.data import corruptions as c
 
 

@@ -30,7 +30,7 @@ from edgekd.core.manifest import Run
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill import train as training
 from edgekd.distill.classification import text_targets
-from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.load_run import load_run
 from edgekd.distill.classification.plan import settle
 from edgekd.distill.classification.predict import domain_mean, predict_all, student_predict
 from edgekd.distill.classification.task import Classification
@@ -750,4 +750,4 @@ def test_a_student_is_distilled_for_names_on_images_without_labels(
 def test_what_is_killed_and_goes_on_gives_the_same_files() -> None:
     """The short version of scripts/kill_test.py; docs/train.md has the figures of the long one."""
     script = Path(__file__).parents[2] / "scripts" / "kill_test.py"
-    worker(str(script), "--moments", "1", "--load", "1", timeout=1800)
+    worker(str(script), "--moments", "1", timeout=1800)

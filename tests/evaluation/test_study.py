@@ -18,7 +18,7 @@ import edgekd
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.subsets import take_shots, unseen_test
-from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.load_run import LoadedRun, load_run
 from edgekd.distill.classification.predict import predict_all, student_predict, teacher_predict
 from edgekd.distill.inputs.batches import squashed, store_side
 from edgekd.distill.inputs.views import ViewPolicy, render, view_params

@@ -16,7 +16,7 @@ from sklearn.metrics import f1_score
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.results.storage import read_report
 from edgekd.core.errors import EdgekdError
-from edgekd.evaluation.trained import Trained
+from edgekd.evaluation.trained_on import Trained
 from edgekd.evaluation.wilds import wilds_named, wilds_suites
 
 NAMES = ("empty", "deer", "cow")

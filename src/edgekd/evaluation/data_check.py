@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.report.failures import jpeg_address
-from edgekd.benchmark.report.render import html
-from edgekd.benchmark.report.sections import (
+from edgekd.benchmark.report.elements import (
     Document,
     Gallery,
     Item,
@@ -22,6 +20,8 @@ from edgekd.benchmark.report.sections import (
     section,
     table,
 )
+from edgekd.benchmark.report.failures import jpeg_address
+from edgekd.benchmark.report.render import html
 from edgekd.configs.data import DataCheckConfig
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError

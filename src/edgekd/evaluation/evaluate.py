@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate import agreement
-from edgekd.benchmark.evaluate.logits import columns_among
 from edgekd.benchmark.evaluate.metrics import macro, top1
+from edgekd.benchmark.evaluate.predictions import columns_among
 from edgekd.configs.benchmark import EvaluateConfig
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.load_run import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
 from edgekd.distill.classification.predict import (
     predict_all,

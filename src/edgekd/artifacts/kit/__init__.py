@@ -137,11 +137,9 @@ def _guide(facts: dict[str, Any], programs: Sequence[str], format: str) -> str:
         )
     third = f"""The output is one logit for each of the {classes} classes of `kit.json`, in their order; softmax gives
    probabilities."""
-    if format == "coreml":
-        second = f"Feed it as the input `image`, {size} × {size} pixels. Do not normalise: the file does."
-        third = (
-            "The outputs are `classLabel` and, as the softmax of the logits, `classLabel_probs`."
-        )
+    own_steps = files(__package__) / "programs" / f"{format}.steps.txt"
+    if own_steps.is_file():
+        second, third = own_steps.read_text(encoding="utf-8").format(size=size).splitlines()
     about = {
         "classify.py": "`python3 classify.py` does all of this and exits with 1 beyond the tolerance.",
         "classify.cpp": "`classify.cpp` feeds the `.ppm` files to the C++ API. CMakeLists.txt builds it; then run "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgekd.core.errors import EdgekdError
+from edgekd.data.sources.hf_datasets import list_table
 from edgekd.data.sources.shards import list_shards
 from edgekd.data.sources.source import Source
-from edgekd.data.sources.tables import list_table
 
 HUGGING_FACE = "hf:"
 

@@ -21,7 +21,7 @@ from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.core.formats import Precision
 from edgekd.data.image_set import load_images
-from edgekd.evaluation.candidates import Candidate, available, make_candidates, prune
+from edgekd.evaluation.auto_target import Candidate, available, make_candidates, prune
 from edgekd.evaluation.data_check import near_pairs
 from edgekd.targets.timing import stopwatch
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, Literal
 
+from edgekd.benchmark.report.elements import Text
 from edgekd.benchmark.report.recommend import accuracy, choice, recommend
-from edgekd.benchmark.report.sections import Text
 from edgekd.benchmark.results.metric import ms, percent, points
 from edgekd.benchmark.results.rows import HERE, Difference, LatencyRow, SummaryRow, UnknownRow
 from edgekd.benchmark.results.schema import Report, load_of, of

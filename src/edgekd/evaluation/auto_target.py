@@ -11,14 +11,14 @@ from typing import Any, get_args
 import numpy as np
 import onnx
 
-from edgekd.benchmark.evaluate.scores import size_of
+from edgekd.benchmark.evaluate.accuracy import size_of
 from edgekd.benchmark.gates import Gate
 from edgekd.configs.export import ExportConfig
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.formats import Precision
 from edgekd.core.manifest import read_artifact
-from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.load_run import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
 from edgekd.export.artifact import Source, export_model
 from edgekd.export.quantize.integer_form import can_be_padded
