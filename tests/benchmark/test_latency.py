@@ -151,9 +151,7 @@ def test_summary_by_hand() -> None:
     assert numbers["p50_per_process_ms"] == [2.0, 7.0]
     assert numbers["settled"]
     assert not numbers["complete"]
-
-
-def test_p99_only_with_enough_samples() -> None:
+    # p99 only with enough samples.
     assert summarise([samples([1.0] * 2000)])["p99_ms"] is None
     values = np.tile(np.arange(100.0), 2704)  # 270,400 samples
     many = LatencySamples(values, np.arange(len(values)) // 30_000, 1.0, 50, 3.0, True, True)

@@ -20,15 +20,13 @@ from benchmark_fakes import (
 )
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.evaluate.accuracy import computed
 from edgekd.benchmark.gates import parse_gates
-from edgekd.benchmark.report.elements import shown, table
 from edgekd.benchmark.report.summary import answers
 from edgekd.benchmark.report.tables import results
 from edgekd.benchmark.report.write import print_report
 from edgekd.benchmark.rescore import rescore
-from edgekd.benchmark.results.metric import metric, metrics_of
-from edgekd.benchmark.results.rows import AccuracyRow, SummaryRow
+from edgekd.benchmark.results.metric import metrics_of
+from edgekd.benchmark.results.rows import SummaryRow
 from edgekd.benchmark.results.schema import Report
 from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Suite
@@ -193,22 +191,6 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(tmp_path: Path)
         with pytest.raises(EdgekdError, match=message):
             run_benchmark(subjects, chosen, out)
     assert not out.exists()
-
-
-def test_a_new_metric_is_one_field(measured: tuple[Report, Path]) -> None:
-    """A metric declared on the row class is computed, tabulated, usable in gates and defined in the report."""
-
-    class More(AccuracyRow):
-        errors: float = metric(
-            "errors", "1/s", "lower", source="images classified wrongly",
-            compute=lambda logits, labels: int((logits.argmax(1) != labels).sum()),
-        )  # fmt: skip
-
-    logits, labels = np.eye(3, dtype=np.float32), np.array([0, 1, 1])
-    assert computed(More, logits, labels)["errors"] == 1
-    row = More(**measured[0].accuracy[0].model_dump(), errors=1234)
-    cells = table("t", [shown(row, "suite *")])
-    assert cells.rows[0][cells.header.index("errors ↓")] == "1,234.0"
 
 
 def two_runs(place: Path, **facts: Any) -> Report:

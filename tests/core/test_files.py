@@ -153,14 +153,6 @@ def picture(width: int, height: int) -> Image.Image:
     return Image.fromarray((127.5 + 127.5 * waves).astype(np.uint8))
 
 
-def test_squash_is_pillows_resize() -> None:
-    image = picture(50, 31)
-    made = Preprocess(size=24).pixels(image)
-    assert made.shape == (24, 24, 3)
-    assert made.dtype == np.uint8
-    assert np.array_equal(made, np.asarray(image.resize((24, 24), Image.Resampling.BICUBIC)))
-
-
 @pytest.mark.parametrize("size", [(60, 40), (48, 48), (40, 97), (33, 50), (51, 67), (200, 31)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_crop_is_torchvisions_resize_and_centre_crop(
