@@ -14,12 +14,7 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(
-    (
-        found
-        for name in ("chromium", "chromium-browser", "google-chrome")
-        if (found := shutil.which(name))
-    ),
-    "",
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
 _CONTROL = "http://127.0.0.1:9/seen.png"
 """Asked for by the frames' parent: a log without it would prove nothing."""
@@ -85,12 +80,8 @@ def run_script(address: str, script: str, folder: Path) -> Any:
         for number, end in zip((3, 4), [os.dup(end) for end in ends], strict=True):
             os.dup2(end, number)
 
-    command = [
-        CHROMIUM,
-        *_QUIET,
-        "--remote-debugging-pipe",
-        f"--user-data-dir={folder / 'profile'}",
-    ]
+    profile = f"--user-data-dir={folder / 'profile'}"
+    command = [CHROMIUM, *_QUIET, "--remote-debugging-pipe", profile]
     process = subprocess.Popen(command, close_fds=False, preexec_fn=connect,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     try:
@@ -103,10 +94,8 @@ def run_script(address: str, script: str, folder: Path) -> Any:
                 nonlocal pending, count
                 count += 1
                 message = {"id": count, "method": method, "params": params}
-                out.write(
-                    json.dumps(message | ({"sessionId": session} if session else {})).encode()
-                    + b"\0"
-                )
+                message |= {"sessionId": session} if session else {}
+                out.write(json.dumps(message).encode() + b"\0")
                 out.flush()
                 while True:
                     while b"\0" not in pending:
@@ -126,9 +115,8 @@ def run_script(address: str, script: str, folder: Path) -> Any:
                 options = {"awaitPromise": True, "returnByValue": True}
                 return call("Runtime.evaluate", session, expression=expression, **options)
 
-            loaded = (
-                f"location.href === {json.dumps(address)} && document.readyState === 'complete'"
-            )
+            here = f"location.href === {json.dumps(address)}"
+            loaded = f"{here} && document.readyState === 'complete'"
             while not evaluate(loaded)["result"].get("value"):
                 time.sleep(0.05)
             found = evaluate(script)

@@ -43,6 +43,7 @@ def settings(data: Path, out: Path) -> TrainConfig:
 
 
 def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in which warnings of edgekd are errors."""
     script = f'edgekd() {{ "{sys.executable}" -W error -m edgekd.cli "$@"; }}\nset -eo pipefail\n{script}'
     return subprocess.run(
         ["bash", "-c", script],
@@ -85,10 +86,10 @@ def test_names_that_this_python_cannot_read_are_one_sentence(pets: Path, tmp_pat
 
 def test_images_without_anything_in_them_train(tmp_path: Path) -> None:
     root = tmp_path / "data"
-    for side, name in itertools.product(range(32, 36), ("cat", "dog")):
-        path = root / name / f"{side}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (side, 32 if name == "cat" else 33)).save(path)
+    for name, height in (("cat", 32), ("dog", 33)):
+        (root / name).mkdir(parents=True)
+        for side in range(32, 36):
+            Image.new("RGB", (side, height)).save(root / name / f"{side}.png")
     out = tmp_path / "out"
     train(settings(root, out))
     tensors, _ = read_tensors(out / "student.safetensors", "student")

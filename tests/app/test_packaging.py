@@ -118,14 +118,24 @@ def constraints(name: str = "tested") -> dict[str, str]:
     return dict(line.split("==") for line in lines if not line.startswith("#"))
 
 
-def test_the_tested_versions_are_allowed_and_complete(project: dict[str, Any]) -> None:
+def test_the_tested_versions_are_allowed_and_named(project: dict[str, Any]) -> None:
     tested = {canonicalize_name(name): version for name, version in constraints().items()}
-    extras = project["project"]["optional-dependencies"]
-    wanted = list(project["project"]["dependencies"])
-    wanted += [one for extra in EXTRAS for one in extras[extra]]
-    for requirement in map(Requirement, wanted):
+    dependencies, extras = (
+        project["project"]["dependencies"],
+        project["project"]["optional-dependencies"],
+    )
+    for requirement in map(
+        Requirement, (*dependencies, *(one for extra in EXTRAS for one in extras[extra]))
+    ):
         assert tested[canonicalize_name(requirement.name)] in requirement.specifier
     assert all(re.fullmatch(r"[\w.!]+", version) for version in tested.values())
+    bounds = {canonicalize_name(one.name): one.specifier for one in map(Requirement, dependencies)}
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(rows) > 10
+    for name, version, allowed in rows:
+        assert tested[canonicalize_name(name)] == version
+        assert SpecifierSet(allowed) == bounds[canonicalize_name(name)]
 
 
 def test_the_lower_bounds_are_those_that_pip_resolved(project: dict[str, Any]) -> None:
@@ -141,20 +151,6 @@ def test_the_lower_bounds_are_those_that_pip_resolved(project: dict[str, Any]) -
         assert lowest[name] in {one.version for one in specifier if one.operator in (">=", "==")}
         assert lowest[name] in specifier
     assert "-c constraints/lowest.txt" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-
-
-def test_the_install_page_names_the_tested_versions(project: dict[str, Any]) -> None:
-    tested = {canonicalize_name(name): version for name, version in constraints().items()}
-    bounds = {
-        canonicalize_name(one.name): one.specifier
-        for one in map(Requirement, project["project"]["dependencies"])
-    }
-    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| `([^`]+)` \|", page, re.MULTILINE)
-    assert len(rows) > 10
-    for name, version, allowed in rows:
-        assert tested[canonicalize_name(name)] == version
-        assert SpecifierSet(allowed) == bounds[canonicalize_name(name)]
 
 
 def test_the_tests_of_the_second_environment_exist() -> None:

@@ -41,69 +41,44 @@ class FakeTime:
         return run_once
 
 
-@pytest.mark.parametrize(("ms", "runs"), [(10.0, 600), (100.0, 128)])
-def test_both_runs_and_seconds_are_reached(ms: float, runs: int) -> None:
-    fake = FakeTime()
-    found = measure(fake.model(lambda _: ms), QUICK, clock=fake.clock)
-    assert len(found.samples_ms) == pytest.approx(runs, abs=QUICK.block_s * 1e3 / ms)
-    assert len(found.samples_ms) >= QUICK.runs
-    assert found.samples_ms.sum() >= QUICK.seconds * 1e3
-    assert found.complete
-    assert found.settled
+def test_runs_and_seconds_are_reached_within_limits() -> None:
+    def measured(ms: Callable[[int], float], protocol: Protocol = QUICK) -> LatencySamples:
+        fake = FakeTime()
+        return measure(fake.model(ms), protocol, clock=fake.clock)
 
-
-def test_measurements_are_bounded_and_marked() -> None:
-    fake = FakeTime()
-    found = measure(fake.model(lambda query: 5.0 * 1.01 ** (query // 2)), QUICK, clock=fake.clock)
-    assert not found.settled
-    assert found.warmup_s == pytest.approx(QUICK.warmup_limit_s, rel=0.1)
-    found = measure(fake.model(lambda _: 2000.0), QUICK, clock=fake.clock)
-    assert len(found.samples_ms) == 30
-    assert not found.complete
-    found = measure(fake.model(lambda _: 200.0), FULL, clock=fake.clock)
-    assert (found.warmup_runs, found.warmup_s) == (50, pytest.approx(10.0))
-
-
-def test_warm_up_waits_until_it_settles() -> None:
-    fake = FakeTime()
-    found = measure(
-        fake.model(lambda query: 10.0 if query >= 100 else 20.0 - query * 0.1),
-        QUICK,
-        clock=fake.clock,
-    )
+    for ms, runs in ((10.0, 600), (100.0, 128)):
+        found = measured(lambda _, ms=ms: ms)  # type: ignore[misc]
+        assert len(found.samples_ms) == pytest.approx(runs, abs=QUICK.block_s * 1e3 / ms)
+        assert len(found.samples_ms) >= QUICK.runs
+        assert found.samples_ms.sum() >= QUICK.seconds * 1e3
+        assert found.complete
+        assert found.settled
+    found = measured(lambda query: 10.0 if query >= 100 else 20.0 - query * 0.1)
     assert found.settled
     assert 150 < found.warmup_runs < 300
     assert found.samples_ms.max() < 11
     assert found.first_ms == 20.0
+    found = measured(lambda query: 5.0 * 1.01 ** (query // 2))
+    assert not found.settled
+    assert found.warmup_s == pytest.approx(QUICK.warmup_limit_s, rel=0.1)
+    found = measured(lambda _: 2000.0)
+    assert len(found.samples_ms) == 30
+    assert not found.complete
+    found = measured(lambda _: 200.0, FULL)
+    assert (found.warmup_runs, found.warmup_s) == (50, pytest.approx(10.0))
+    # No sample is left out, and queries run on from the warm-up.
+    seen: list[int] = []
+    found = measured(lambda query: seen.append(query) or (500.0 if query == 500 else 10.0))
+    assert seen == list(range(found.warmup_runs + len(found.samples_ms)))
+    assert found.samples_ms.max() == 500.0
 
 
 def test_settled_compares_the_last_two_windows() -> None:
-    assert settled([100] * 50)
-    assert settled([900] * 40 + [100] * 50)
-    assert not settled([104] * 25 + [100] * 25)
-    assert settled([101] * 25 + [100] * 25)
+    for times in ([100] * 50, [900] * 40 + [100] * 50, [101] * 25 + [100] * 25):
+        assert settled(times)
     # From 100 runs on a window is a quarter of them.
-    assert not settled([900] * 100 + [100] * 50 + [104] * 50)
-    assert not settled([7])
-
-
-def test_no_sample_is_left_out_and_queries_run_on() -> None:
-    fake = FakeTime()
-    seen: list[int] = []
-
-    def run_once(query: int) -> None:
-        seen.append(query)
-        fake.now += 50_000_000 if query == 60 else 10_000_000
-
-    found = measure(run_once, QUICK, clock=fake.clock)
-    assert seen == list(range(found.warmup_runs + len(found.samples_ms)))
-    assert found.samples_ms.max() == (50.0 if found.warmup_runs <= 60 else 10.0)
-    outlier = measure(
-        lambda query: setattr(fake, "now", fake.now + (500 if query == 500 else 10) * 1_000_000),
-        QUICK,
-        clock=fake.clock,
-    )
-    assert outlier.samples_ms.max() == 500.0
+    for times in ([104] * 25 + [100] * 25, [900] * 100 + [100] * 50 + [104] * 50, [7]):
+        assert not settled(times)
 
 
 def test_models_take_turns_by_blocks() -> None:
@@ -168,7 +143,7 @@ def work_1_ms() -> None:
 
 
 def against_a_bare_loop(model: Callable[[], None]) -> float:
-    """Median latency by the harness over that of a bare loop with the same clock, which take turns; of 15 rounds."""
+    """Median latency by the harness over that of a bare loop; the two take turns for 15 rounds."""
     brief = Protocol("quick", 2, 0.0, 0.01, 40, 0.0, 5.0, 0.01, 1)
     ratios = []
     for _ in range(15):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -35,24 +34,18 @@ def test_accuracy_by_hand() -> None:
     assert metrics.worst_class(FOUR, without)[0] == 1
 
 
-def test_ece_bins_are_closed_on_the_right() -> None:
+def test_calibration_errors_by_hand() -> None:
     # Confidence exactly 0.5 belongs to (0, 0.5]; with 0.75 in the same bin the errors would cancel to 0.125.
     logits = np.array([[0.0, 0.0], [math.log(3), 0.0]])
     assert metrics.ece(logits, np.array([0, 1]), bins=2) == pytest.approx((0.5 + 0.75) / 2)
-
-
-def test_adaptive_ece_by_hand() -> None:
     logits = logits_of([[0.95, 0.05], [0.6, 0.4], [0.9, 0.1], [0.7, 0.3]])
-    labels = np.array([0, 0, 1, 1])
     # Sorted by confidence: 0.6 right, 0.7 wrong | 0.9 wrong, 0.95 right.
     expected = (abs(1 - 1.3) + abs(1 - 1.85)) / 4
-    assert metrics.adaptive_ece(logits, labels, bins=2) == pytest.approx(expected, rel=1e-5)
-
-
-def test_large_logits_stay_finite() -> None:
-    logits = np.array([[5e4, 0.0], [0.0, 5e4]], dtype=np.float32)
-    assert metrics.nll(logits, np.array([0, 0])) == pytest.approx(2.5e4)
-    assert metrics.brier(logits, np.array([0, 0])) == pytest.approx(1.0)
+    found = metrics.adaptive_ece(logits, np.array([0, 0, 1, 1]), bins=2)
+    assert found == pytest.approx(expected, rel=1e-5)
+    large = np.array([[5e4, 0.0], [0.0, 5e4]], dtype=np.float32)
+    assert metrics.nll(large, np.array([0, 0])) == pytest.approx(2.5e4)
+    assert metrics.brier(large, np.array([0, 0])) == pytest.approx(1.0)
 
 
 def test_against_scikit_learn() -> None:
@@ -83,14 +76,14 @@ def test_detection_by_hand() -> None:
     assert average_precision(-UNKNOWN, -KNOWN) == pytest.approx((1 + 2 / 4 + 3 / 5) / 3)
     # All four known images must pass, so the threshold is 0.6, which 0.7 and the tied 0.6 pass too.
     assert fpr_at_95(KNOWN, UNKNOWN) == pytest.approx(2 / 3)
-
-
-def test_nineteen_of_twenty_known_images_are_enough() -> None:
-    known = np.arange(20, dtype=float)
-    assert fpr_at_95(known, np.array([0.0, 0.5, 1.0, 30.0])) == 0.5
-    assert fpr_at_95(np.arange(21, dtype=float), np.array([0.5, 1.0])) == 0.5, (
-        "19 of 21 would be fewer than 95 %"
-    )
+    # 19 of 20 are enough; 19 of 21 would be fewer than 95 %.
+    known = np.arange(21, dtype=float)
+    assert fpr_at_95(known[:20], np.array([0.0, 0.5, 1.0, 30.0])) == 0.5
+    assert fpr_at_95(known, np.array([0.5, 1.0])) == 0.5
+    for measure in (auroc, average_precision):
+        for one, other in ((KNOWN, KNOWN[:0]), (KNOWN[:0], UNKNOWN)):
+            with pytest.raises(ValueError, match="known and unknown"):
+                measure(one, other)
 
 
 def test_a_constant_score_detects_nothing() -> None:
@@ -115,19 +108,13 @@ def test_draws_spread_as_by_delong() -> None:
     assert np.array_equal(draws, paired), "the same order gives the same draws"
 
 
-@pytest.mark.parametrize("measure", [auroc, average_precision])
-def test_one_group_alone_has_no_number(measure: Callable[..., float]) -> None:
-    some, none = np.array([0.1, 0.9]), np.empty(0)
-    for known, unknown in ((some, none), (none, some)):
-        with pytest.raises(ValueError, match="known and unknown"):
-            measure(known, unknown)
-
-
 def test_percentile_is_a_real_sample() -> None:
     samples = np.array([5.0, 1.0, 4.0, 2.0, 3.0, 6.0, 7.0, 8.0, 9.0, 10.0])
     assert intervals.percentile(samples, 50) == 5.0
     assert intervals.percentile(samples, 90) == 9.0
     assert intervals.percentile(samples, 91) == 10.0
+    # MLPerf's table of the queries that a percentile needs.
+    assert [intervals.queries_to_claim(q) for q in (90, 99)] == [24_576, 270_336]
 
 
 def _intervals(*data: object, replicates: int = 1000) -> list[tuple[float, float]]:
@@ -164,11 +151,6 @@ def test_processes_are_drawn_before_blocks() -> None:
     assert high > 12.9
 
 
-@pytest.mark.parametrize(("q", "queries"), [(90, 24_576), (99, 270_336)])
-def test_queries_to_claim_is_mlperfs_table(q: float, queries: int) -> None:
-    assert intervals.queries_to_claim(q) == queries
-
-
 def test_wilson_interval_of_published_values() -> None:
     # Newcombe 1998, table I: 81 of 263 and 0 of 20.
     assert statistics.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
@@ -184,11 +166,8 @@ def test_paired_interval_matches_a_plain_bootstrap_over_images() -> None:
     plain = (first[draws].mean(axis=1) - second[draws].mean(axis=1)).astype(float)
     low, high = statistics.paired_interval([(first, second)])
     assert (low, high) == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.006)
-
-
-def test_paired_interval_averages_suites_without_weights() -> None:
-    always, never = np.ones(10, bool), np.zeros(10, bool)
-    many = np.ones(1000, bool)
+    # Suites are averaged without weights.
+    always, never, many = np.ones(10, bool), np.zeros(10, bool), np.ones(1000, bool)
     assert statistics.paired_interval([(always, never), (many, many)]) == (0.5, 0.5)
 
 

@@ -141,17 +141,7 @@ def test_jetson_rails(tmp_path: Path) -> None:
     assert (sensor.covers, sensor.sources[0].read()) == ("rail POM_5V_IN", pytest.approx(4.25))
 
 
-def test_a_battery_only_while_it_feeds_the_device(tmp_path: Path) -> None:
-    folder = write(tmp_path, "class/power_supply/BAT0", type="Battery", status="Discharging", current_now="-400000",
-                   voltage_now="3850000")  # fmt: skip
-    write(tmp_path, "class/power_supply/AC", type="Mains")
-    assert open_sensor("battery", tmp_path).sources[0].read() == pytest.approx(0.4 * 3.85)
-    (folder / "status").write_text("Charging")
-    with pytest.raises(EdgekdError, match="BAT0 is charging"):
-        open_sensor("battery", tmp_path)
-
-
-def test_sensors_that_are_not_there_are_refused(
+def test_sensors_that_cannot_be_read_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("rapl", "ina", "battery"):
@@ -162,6 +152,14 @@ def test_sensors_that_are_not_there_are_refused(
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(EdgekdError, match="nvidia-ml-py"):
         open_sensor("nvml")
+    # A battery only while it feeds the device.
+    battery = {"type": "Battery", "current_now": "-400000", "voltage_now": "3850000"}
+    folder = write(tmp_path, "class/power_supply/BAT0", status="Discharging", **battery)
+    write(tmp_path, "class/power_supply/AC", type="Mains")
+    assert open_sensor("battery", tmp_path).sources[0].read() == pytest.approx(0.4 * 3.85)
+    (folder / "status").write_text("Charging")
+    with pytest.raises(EdgekdError, match="BAT0 is charging"):
+        open_sensor("battery", tmp_path)
 
     def refused() -> float:
         raise PermissionError(13, "Permission denied", "/sys/class/powercap/intel-rapl:0/energy_uj")

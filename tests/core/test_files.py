@@ -174,20 +174,10 @@ def test_the_hash_changes_with_every_field() -> None:
     assert len({base.hash, *(base.model_copy(update=change).hash for change in changes)}) == 7
     assert short_hash("a", "bc") != short_hash("ab", "c")
     assert Preprocess.model_validate_json(base.model_dump_json()) == base
-
-
-@pytest.mark.parametrize(
-    "field",
-    [
-        {"size": 15},
-        {"size": 5000},
-        {"crop_pct": 0.0},
-        {"crop_pct": 1e-3},  # would resize to 1,000 times the size first
-        {"interpolation": "lanczos"},
-        {"std": (0.5, 0.0, 0.5)},
-        {"mean": (0.5, float("nan"), 0.5)},
-    ],
-)
-def test_senseless_numbers_are_refused(field: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
-        Preprocess.model_validate({"size": 32} | field)
+    senseless: list[dict[str, Any]] = [
+        {"size": 15}, {"size": 5000}, {"crop_pct": 0.0}, {"interpolation": "lanczos"}, {"std": (0.5, 0.0, 0.5)},
+        {"mean": (0.5, float("nan"), 0.5)}, {"crop_pct": 1e-3},  # would resize to 1,000 times the size first
+    ]  # fmt: skip
+    for field in senseless:
+        with pytest.raises(ValidationError):
+            Preprocess.model_validate({"size": 32} | field)

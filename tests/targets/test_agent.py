@@ -62,17 +62,24 @@ def test_it_loads_nothing_that_a_device_lacks(agent: Path) -> None:
     assert done.stdout.startswith(str(agent))
 
 
-def test_a_python_without_numpy_is_refused(agent: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-S", "-E", str(agent), "probe", "x"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    message, hint = json.loads(done.stdout)["error"]
+def refusal(
+    agent: Path, *words: str, options: tuple[str, ...] = (), data: bytes = b""
+) -> list[str]:
+    """Message and hint of a call that is refused."""
+    command = [sys.executable, *options, str(agent), *words]
+    done = subprocess.run(command, input=data, capture_output=True, check=False)
     assert done.returncode == 2
+    return list(json.loads(done.stdout)["error"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full to write to")
+def test_a_device_that_lacks_numpy_or_space_is_one_sentence(agent: Path, tmp_path: Path) -> None:
+    message, hint = refusal(agent, "probe", "x", options=("-S", "-E"))
     assert "lacks a package the agent needs" in message
     assert "pip install numpy pillow" in hint
+    (tmp_path / "x.part").symlink_to("/dev/full")
+    message, _ = refusal(agent, "receive", str(tmp_path), "x", "9", "0", data=b"123456789")
+    assert message == "The device has no space left."
 
 
 def test_a_batch_that_the_system_kills_is_a_refusal(agent: Path, tmp_path: Path) -> None:
@@ -153,32 +160,16 @@ def test_a_copy_goes_on_where_it_was_cut(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full to write to")
-def test_a_full_device_is_one_sentence(agent: Path, tmp_path: Path) -> None:
-    (tmp_path / "x.part").symlink_to("/dev/full")
-    done = subprocess.run(
-        [sys.executable, str(agent), "receive", str(tmp_path), "x", "9", "0"],
-        input=b"123456789", capture_output=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert json.loads(done.stdout)["error"][0] == "The device has no space left."
-
-
-@pytest.mark.parametrize(
-    ("machine", "text", "wanted"),
-    [
+def test_emulation_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_CPUINFO", str(tmp_path / "cpuinfo"))
+    for machine, text, wanted in (
         ("x86_64", "vendor_id\t: GenuineIntel", False),
         ("aarch64", "CPU implementer\t: 0x41", False),
         ("aarch64", "CPU implementer\t: 0x00", True),
-    ],
-)
-def test_emulation_is_noticed(
-    machine: str, text: str, wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cpuinfo").write_text(text)
-    monkeypatch.setattr(steps.platform, "machine", lambda: machine)
-    monkeypatch.setattr(steps, "_CPUINFO", str(tmp_path / "cpuinfo"))
-    assert steps.emulated() is wanted
+    ):
+        (tmp_path / "cpuinfo").write_text(text)
+        monkeypatch.setattr(steps.platform, "machine", lambda machine=machine: machine)
+        assert steps.emulated() is wanted
 
 
 def refused_classification(capsys: pytest.CaptureFixture[str], folder: Path, image: str) -> str:
