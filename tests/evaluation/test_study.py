@@ -402,12 +402,11 @@ def test_a_few_images_in_both_ways(
     rows = edgekd.evaluate(folder / "runs" / "vl2v-adip-0", shots=4)
     by_teacher = edgekd.evaluate(folder / "runs" / "vl2v-adip-0", shots=4, keys="teacher")
     found = answers(folder, "vl2v-adip-4shot-0")
-    for found_rows, subject, measure in (
-        (rows, "zero-shot", "zero_shot"),
-        (rows, "retrieval", "retrieval"),
+    for told, subject, measure in (
+        (rows, "zero-shot", "zero_shot"), (rows, "retrieval", "retrieval"),
         (by_teacher, "retrieval", "retrieval_teacher"),
-    ):
-        own = [row for row in found_rows if row["subject"] == subject]
+    ):  # fmt: skip
+        own = [row for row in told if row["subject"] == subject]
         assert sum(row["n"] for row in own) == len(found[measure])
         assert sum(row["n"] * row["top1"] for row in own) == pytest.approx(found[measure].sum())
     for run, shots, keys, sentence in (
@@ -430,20 +429,18 @@ def keys_of(loaded: LoadedRun, whole: ImageSet, shots: np.ndarray) -> None:
     """The first copies are the plain images, the others vary about them; all as the student is to match them."""
     keys = teacher_keys(loaded, whole, shots).reshape(10, len(shots), -1)
     model = load_teacher(loaded.config.teacher)
+    size, unit = model.preprocess.size, torch.nn.functional.normalize
+
+    def centred(views: torch.Tensor) -> torch.Tensor:
+        return unit(unit(model.embed_images(views), dim=-1) - loaded.bank.image_centre, dim=-1)
+
     pixels = np.stack([model.preprocess.pixels(whole.read(i)) for i in shots])
-    told = torch.nn.functional.normalize(
-        model.embed_images(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255), dim=-1
-    )
-    expected = torch.nn.functional.normalize(told - loaded.bank.image_centre, dim=-1)
-    assert torch.allclose(keys[0], expected, atol=1e-4)
-    size = model.preprocess.size
+    plain = centred(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
+    assert torch.allclose(keys[0], plain, atol=1e-4)
     for copy, place in ((1, 0), (9, 5)):
-        pixels = torch.from_numpy(squashed(whole, int(shots[place]), store_side(size)).copy())[None]
-        view = render(
-            pixels, view_params([whole.keys[shots[place]]], [copy - 1], ViewPolicy()), size
-        )
-        told = torch.nn.functional.normalize(model.embed_images(view)[0], dim=0)
-        expected = torch.nn.functional.normalize(told - loaded.bank.image_centre, dim=0)
+        stored = torch.from_numpy(squashed(whole, int(shots[place]), store_side(size)).copy())
+        params = view_params([whole.keys[shots[place]]], [copy - 1], ViewPolicy())
+        [expected] = centred(render(stored[None], params, size))
         assert torch.allclose(keys[copy, place], expected, atol=1e-4)
         assert not torch.allclose(keys[copy, place], keys[0, place], atol=1e-4)
 

@@ -147,9 +147,7 @@ def test_a_refused_model_is_one_sentence(
 ) -> None:
     monkeypatch.setenv("FAKE_REFUSAL", "no kernel for this layer")
     bundle = subject(write_trt_bundle(tmp_path / "b"))
-    with pytest.raises(
-        EdgekdError, match=r"cannot build the engine of b on this Orin: .*no kernel"
-    ):
+    with pytest.raises(EdgekdError, match=r"cannot build the engine of b on this Orin: .*kernel"):
         devices.on_devices([bundle], suites, ["local"], SHORT)
 
 
@@ -199,9 +197,8 @@ def test_an_engine_without_our_note_is_somebody_elses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As build.sh leaves one in a bundle's folder: it is used, and not called ours."""
-    monkeypatch.setattr(
-        trt_engine, "check_tensorrt", lambda details: ("tensorrt", None, Gpu("Orin", "8.7"))
-    )
+    found = ("tensorrt", None, Gpu("Orin", "8.7"))
+    monkeypatch.setattr(trt_engine, "check_tensorrt", lambda details: found)
     folder = write_trt_bundle(tmp_path / "b")
     (folder / "device.engine").write_text("plan")
     told: list[str] = []
@@ -217,7 +214,5 @@ def subject(folder: Path) -> Subject:
     def predict(images: object) -> np.ndarray:
         raise AssertionError("it was asked here")
 
-    preprocess, classes = artifact.preprocess, artifact.classes
-    return Subject(
-        artifact.name, "r", "artifact", "fp16", preprocess, predict, classes, folder, here=False
-    )
+    facts = ("r", "artifact", "fp16", artifact.preprocess, predict, artifact.classes, folder)
+    return Subject(artifact.name, *facts, here=False)

@@ -48,26 +48,24 @@ class Server:
 
     def cut(self) -> None:
         """End every connection from the server's side at once."""
-        listed = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True
-        )
-        for parent in listed.stdout.split():
-            below = subprocess.run(
-                ["ps", "-o", "pid=,comm=", "--ppid", parent], capture_output=True, text=True
-            )
-            for line in below.stdout.splitlines():
-                pid, name = line.split()
+
+        def below(parent: int) -> list[tuple[int, str]]:
+            listed = ["ps", "-o", "pid=,comm=", "--ppid", str(parent)]
+            done = subprocess.run(listed, capture_output=True, text=True)
+            return [(int(pid), name) for pid, name in map(str.split, done.stdout.splitlines())]
+
+        for parent, _ in below(self.process.pid):
+            for pid, name in below(parent):
                 if name.startswith("sshd"):
-                    os.kill(int(pid), signal.SIGKILL)
-            os.kill(int(parent), signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
+            os.kill(parent, signal.SIGKILL)
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("host", "user"):
-        subprocess.run(
-            [str(KEYGEN), "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True
-        )
+        new_key = [str(KEYGEN), "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)]
+        subprocess.run(new_key, check=True)
     (tmp_path / "authorized").write_bytes((tmp_path / "user.pub").read_bytes())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -91,14 +89,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # a root sshd refuses to start without it
     with open(tmp_path / "log", "wb") as log:
-        process = subprocess.Popen(
-            [str(SSHD), "-D", "-e", "-f", str(tmp_path / "sshd_config")], stderr=log
-        )
+        start = [str(SSHD), "-D", "-e", "-f", str(tmp_path / "sshd_config")]
+        process = subprocess.Popen(start, stderr=log)
     for _ in range(200):
         if process.poll() is not None:
-            pytest.skip(
-                f"sshd does not start here: {(tmp_path / 'log').read_text().strip()[-200:]}"
-            )
+            pytest.skip(f"sshd does not start here: {(tmp_path / 'log').read_text()[-200:]}")
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 break
@@ -159,13 +154,10 @@ def test_a_cut_connection_is_one_sentence_and_the_work_goes_on(
     assert not (server.cache / "edgekd-agent").exists(), "nothing is left behind"
 
 
-def test_a_device_without_that_python(server: Server, setting: Setting) -> None:
+def test_what_cannot_be_reached_is_one_sentence(server: Server, setting: Setting) -> None:
     with pytest.raises(EdgekdError, match="testdevice cannot start Python") as caught:
         devices.on_devices(*setting, ["ssh://testdevice?python=python9"], SHORT)
     assert "ssh://HOST?python=PATH" in caught.value.hint
-
-
-def test_a_device_that_is_not_there(server: Server, setting: Setting) -> None:
     server.process.terminate()
     server.process.wait()
     with pytest.raises(EdgekdError, match=r"testdevice cannot be reached .*Connection refused"):
