@@ -124,14 +124,10 @@ def test_commands_parse(page: Path, block: str) -> None:
 
 def test_named_students_and_teachers_exist() -> None:
     pairs = set(open_clip.list_pretrained(as_str=True))
-    students, teachers = set(), set()
-    for parameter in blocks("console"):
-        for words in simple_commands(parameter.values[1]):
-            arguments = edgekd_arguments(words)
-            verb, parameters = parse(arguments) if arguments is not None else ("", {})
-            if verb in ("train", "evaluate"):
-                students.add(parameters.get("student"))
-                teachers.add(parameters.get("teacher"))
+    commands = (c for block in blocks("console") for c in simple_commands(block.values[1]))
+    parsed = [parse(arguments) for c in commands if (arguments := edgekd_arguments(c)) is not None]
+    models = [parameters for verb, parameters in parsed if verb in ("train", "evaluate")]
+    students, teachers = ({one.get(kind) for one in models} for kind in ("student", "teacher"))
     assert len(students) > 3
     for student in students - {None, TEACHER_ENCODER}:
         timm_name(student)
