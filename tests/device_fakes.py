@@ -38,6 +38,7 @@ def be_brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let quick measurements take a fraction of a second."""
     monkeypatch.setattr(devices, "QUICK", BRIEF)
     monkeypatch.setattr(stopwatch, "QUICK", BRIEF)
+    monkeypatch.setattr(stopwatch, "CONTEXT", replace(BRIEF, name="context"))
     monkeypatch.setattr(timings, "RATE_QUICK", replace(BRIEF, name="throughput, quick"))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from device_fakes import BRIEF, be_brief
 from study_data import tiny_settings
 
 import edgekd
@@ -86,9 +86,8 @@ def test_every_verb_attaches_its_files(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("QUICK", "END_TO_END_QUICK"):
-        brief = replace(getattr(stopwatch, name), warmup_s=0.0, runs=8, seconds=0.1, limit_s=0.2)
-        monkeypatch.setattr(stopwatch, name, brief)
+    be_brief(monkeypatch)
+    monkeypatch.setattr(stopwatch, "END_TO_END_QUICK", BRIEF)
     data = make_domain_folder(tmp_path / "data", count=12)
     run = tmp_path / "run"
     edgekd.train(**tiny_settings(data, tiny_teacher), recipe="erm", logger="wandb,mlflow", out=run)

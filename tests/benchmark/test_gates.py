@@ -210,4 +210,5 @@ def test_a_smaller_file_goes_first_where_its_loss_is_not_shown(recommended: Repo
     assert pick(None, quant_cost_ood=none) == ("int8", True)
     # An unsettled clock makes no file "faster", but it may be smaller.
     assert pick("of noise", quant_cost_ood=none) == ("int8", False)
+    assert pick("of noise", quant_cost_ood=none, size_mb=5.0) == ("fp32", False)
     assert pick(None, quant_cost_ood=lossy, ood_avg=0.5) == ("fp32", False)

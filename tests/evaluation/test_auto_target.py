@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmark_fakes import draw_nothing
-from device_fakes import BRIEF
+from device_fakes import be_brief
 from study_data import draw_domains, tiny_settings
 from typer.testing import CliRunner
 
 import edgekd
 from edgekd.api import check_data
-from edgekd.benchmark import device as devices
 from edgekd.benchmark.gates import parse_gates
 from edgekd.benchmark.results.storage import read_report
 from edgekd.cli import app, main
@@ -23,7 +22,6 @@ from edgekd.core.formats import Precision
 from edgekd.data.image_set import load_images
 from edgekd.evaluation.auto_target import Candidate, available, make_candidates, prune
 from edgekd.evaluation.data_check import near_pairs
-from edgekd.targets.timing import stopwatch
 
 pytestmark = pytest.mark.usefixtures("own_cache", "graphs_once")
 
@@ -88,8 +86,7 @@ def test_the_best_file_for_a_device_without_a_runtime(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The others are measured, INT8 with and without padding; where none meets the budget, the nearest is named."""
-    monkeypatch.setattr(devices, "QUICK", BRIEF)
-    monkeypatch.setattr(stopwatch, "CONTEXT", BRIEF)
+    be_brief(monkeypatch)
     draw_nothing(monkeypatch)
     (tmp_path / "openvino.py").write_text("raise ImportError('lib is missing')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

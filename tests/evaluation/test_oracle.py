@@ -43,11 +43,11 @@ def base(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> dict[s
         draw_domains(tmp_path_factory.mktemp("data") / "domains"), tiny_teacher
     )
     return settings | {
-        "steps": 16,
+        "steps": 12,
         "lr": 0.03,
         "test_domains": "sketch",
         "seeds": 1,
-        "checkpoint_every": 7,
+        "checkpoint_every": 5,
     }
 
 
@@ -153,9 +153,8 @@ def test_an_oracle_of_all_places_or_none(
     words = base | {"recipe_settings": PLAIN}
     for first in (True, False):
         with pytest.MonkeyPatch.context() as patch:
-            after_step(
-                12, patch, raised(KeyboardInterrupt)
-            )  # the checkpoint is older: some places come twice
+            # The checkpoint is older, so some places come twice.
+            after_step(9, patch, raised(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 edgekd.study("plain=erm", out=tmp_path / str(first), oracle=first, **words)
         study = edgekd.study("plain=erm", out=tmp_path / str(first), oracle=True, **words)
