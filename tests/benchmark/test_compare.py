@@ -12,7 +12,6 @@ from device_fakes import BRIEF
 
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.compare import compare, speed_rows
-from edgekd.benchmark.report.summary import fastest
 from edgekd.benchmark.report.tables import comparison
 from edgekd.benchmark.results.schema import Report, load_of
 from edgekd.benchmark.subjects import Suite
@@ -139,22 +138,6 @@ def test_when_a_claim_is_withheld(
         reason = reason_to_withhold([one.timing for one in rows], ci95, load)
         assert (reason is None) == (told is None)
         assert told is None or told in str(reason)
-
-
-def test_the_fastest_runtime_is_named_with_what_the_next_takes() -> None:
-    ort, int8 = row("ort-fp32", "ORT", 1.5), row("ov-int8", "OpenVINO", 1.0)
-    [said] = fastest(report(ort, int8, row("ov-fp32", "OpenVINO", 1.0)))
-    assert (
-        "the fastest file here is ov-int8 (OpenVINO; p50 1.00 ms, not distinguished from ov-fp32)"
-        in said
-    )
-    assert (
-        "ort-fp32, the best of another runtime, takes 1.50 times as long as it (95 % CI 1.50–1.50)"
-        in said
-    )
-    [said] = fastest(report(ort, row("ov-int8", "OpenVINO", 1.0, cv=0.9)))
-    assert "times" not in said
-    assert "variation 0.90" in said
 
 
 def test_shares_of_the_processor_by_hand(tmp_path: Path) -> None:
