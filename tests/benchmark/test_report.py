@@ -80,29 +80,20 @@ def test_the_folder_holds_everything_and_the_json_fits_its_schema(
             assert raw[f"{name}/r/teacher/0"].shape == (teacher.n,)
 
 
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [
-        (("accuracy", 0, "top1"), 97.0),
-        (("accuracy", 0, "extra"), 1),
-        (("latency", 0, "p90_ms"), -1.0),
-        (("suites", 0, "family"), "holiday"),
-        (("corruptions",), [{"run": "r"}]),
-        (("summary", 0, "size_mb"), 1e300),
-        (("accuracy",), []),
-        (("environment", "devices"), [5]),
-        (("environment", "devices"), [{"device": "pi"}]),
-        (("environment", "before", "throttle_flags"), "hot"),
-    ],
-)
 def test_wrong_numbers_and_odd_facts_in_a_report_are_refused(
-    measured: tuple[Report, Path], tmp_path: Path, place: tuple[Any, ...], value: Any
+    measured: tuple[Report, Path], tmp_path: Path
 ) -> None:
-    data = measured[0].model_dump(mode="json")
-    functools.reduce(operator.getitem, place[:-1], data)[place[-1]] = value
-    (tmp_path / "report.json").write_text(json.dumps(data))
-    with pytest.raises(EdgekdError, match="is damaged"):
-        read_report(tmp_path)
+    for place, value in (
+        (("accuracy", 0, "top1"), 97.0), (("accuracy", 0, "extra"), 1), (("latency", 0, "p90_ms"), -1.0),
+        (("suites", 0, "family"), "holiday"), (("corruptions",), [{"run": "r"}]), (("summary", 0, "size_mb"), 1e300),
+        (("accuracy",), []), (("environment", "devices"), [5]), (("environment", "devices"), [{"device": "pi"}]),
+        (("environment", "before", "throttle_flags"), "hot"),
+    ):  # fmt: skip
+        data: Any = measured[0].model_dump(mode="json")
+        functools.reduce(operator.getitem, place[:-1], data)[place[-1]] = value
+        (tmp_path / "report.json").write_text(json.dumps(data))
+        with pytest.raises(EdgekdError, match="is damaged"):
+            read_report(tmp_path)
 
 
 def test_the_previous_version_is_read_and_others_are_named(
@@ -118,9 +109,7 @@ def test_the_previous_version_is_read_and_others_are_named(
     assert read_report(tmp_path) == report.model_copy(update={"gains": (), "folder": tmp_path})
     for version in (1, 4, None, "3"):
         (tmp_path / "report.json").write_text(json.dumps(data | {"schema_version": version}))
-        with pytest.raises(
-            EdgekdError, match=f"schema version {version}; this edgekd reads 2 and 3"
-        ):
+        with pytest.raises(EdgekdError, match=f"version {version}; this edgekd reads 2 and 3"):
             read_report(tmp_path)
 
 
