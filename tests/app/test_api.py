@@ -53,18 +53,13 @@ def test_flags_are_the_fields_and_help_states_the_real_defaults() -> None:
 
 
 def test_paths_are_given_one_by_one_or_as_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-
     def compare(paths: list[Path], *_: Any, **__: Any) -> Path:
-        seen.append("".join(map(str, paths)))
-        return Path("page")
+        return Path("".join(map(str, paths)))
 
     monkeypatch.setattr("edgekd.benchmark.report.comparison.write_comparison", compare)
-    edgekd.report("a", "b", Path("c"))
-    edgekd.report(["a", "b"])
-    edgekd.report("a", "b", ["c", "d"])
-    edgekd.report(paths=["a"])
-    assert seen == ["abc", "ab", "abcd", "a"]
+    assert edgekd.report("a", "b", Path("c")) == Path("abc")
+    assert edgekd.report("a", "b", ["c", "d"]) == Path("abcd")
+    assert edgekd.report(["a", "b"]) == edgekd.report(paths=["a", "b"]) == Path("ab")
     with pytest.raises(TypeError, match="positional"):
         edgekd.export("a", "b")  # type: ignore[call-arg]
 
@@ -85,9 +80,8 @@ def toml(tmp_path: Path, text: str) -> Path:
 def test_later_sources_win_and_settings_reach_into_tables(tmp_path: Path) -> None:
     text = 'student = "resnet18"\nlr = 0.1\nseed = 3\nbatch_size = 8\n[stages.distill]\nlr = 2.0\n'
     settings = ["seed=5", "data=some/folder", "stages.distill.terms.cos_img.weight=0.7"]
-    config = TrainConfig.load(
-        lr=0.2, seed=4, size=None, config=toml(tmp_path, text), settings=settings
-    )
+    given = {"lr": 0.2, "seed": 4, "size": None, "settings": settings}
+    config = TrainConfig.load(config=toml(tmp_path, text), **given)
     assert (config.student, config.batch_size) == ("resnet18", 8)
     assert (config.lr, config.seed) == (0.2, 5)
     assert config.data == "some/folder"  # a word needs no quotes

@@ -54,9 +54,9 @@ def pictures() -> np.ndarray:
     return np.stack([colour(shade, 10 + number) for number, shade in enumerate(shades)])
 
 
-def command(arguments: list[str]) -> None:
+def command(*words: object) -> None:
     with pytest.raises(SystemExit) as leaving:
-        main(arguments)
+        main(["classes", *map(str, words)])
     assert leaving.value.code == 0
 
 
@@ -86,12 +86,12 @@ def test_a_class_from_text_vectors(
     artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save(tmp_path / "blue.npy", np.array([[0.0, 0.1, 2.0], [0.1, 0.0, 0.9]]))
-    command(["classes", "add", str(artifact), "blue", "--text-vector", str(tmp_path / "blue.npy")])
+    command("add", artifact, "blue", "--text-vector", tmp_path / "blue.npy")
     told = capsys.readouterr().out.splitlines()
     assert told[0] == "classes: red, green, blue"
     assert told[1].startswith("blue: a class without images seldom wins")
     assert open_session(artifact, threads=1).run(pictures()).argmax(axis=1).tolist() == [0, 1, 2]
-    command(["classes", "remove", str(artifact), "blue"])
+    command("remove", artifact, "blue")
     assert capsys.readouterr().out == "classes: red, green\n"
     assert open_session(artifact, threads=1).run(pictures()).shape == (3, 2)
 

@@ -69,15 +69,11 @@ def test_a_run_needs_little_and_takes_any_name(pets: Path, tmp_path: Path) -> No
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     assert "Warning" not in done.stderr
     assert (out / "run.json").is_file()
-
-
-@pytest.mark.slow
-def test_names_that_this_python_cannot_read_are_one_sentence(pets: Path, tmp_path: Path) -> None:
+    # Names that this Python cannot read are one sentence.
     strict = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = run(words(pets, tmp_path / "out"), **strict)
-    assert done.returncode == 2
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert "PYTHONUTF8=1" in done.stderr
-    assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -151,10 +151,8 @@ def test_a_killed_cell_resumes_and_the_study_goes_on_in_parts(
     words |= {"seeds": 1, "recipe_settings": ["longer:steps=3"]}
     study = edgekd.study("erm,longer=erm", **words)
     assert [row.name for row in study.tables[0].rows] == ["erm", "longer"]
-    assert (lines(tmp_path / "s")[-1]["cell"]["recipe"], lines(tmp_path / "s")[-1]["steps"]) == (
-        "longer",
-        3,
-    )
+    last = lines(tmp_path / "s")[-1]
+    assert (last["cell"]["recipe"], last["steps"]) == ("longer", 3)
     with pytest.raises(EdgekdError, match=r"longer\.recipe was .*erm.*, is .*lp-ft"):
         edgekd.study("erm,longer=lp-ft", **words)
 
@@ -164,22 +162,16 @@ def test_side_by_side_gives_the_same_cells(
     made: Path, base: dict[str, Any], tmp_path: Path
 ) -> None:
     edgekd.study("erm", seeds=2, test_domains="art", out=tmp_path / "s", jobs=2, **base)
-    for seed in (0, 1):
-        now, whole = (answers(folder, f"erm-art-{seed}") for folder in (tmp_path / "s", made))
-        assert np.array_equal(now["ood"], whole["ood"])
+    for key in ("erm-art-0", "erm-art-1"):
+        assert np.array_equal(answers(tmp_path / "s", key)["ood"], answers(made, key)["ood"])
 
 
 def test_a_failed_cell_leaves_the_others_and_the_study_goes_on(
-    base: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = []
     real = cells.train
 
     def flaky(config: Any, watch: Any) -> Any:
-        started.append(config.out.name)
         if config.out.name == "erm-sketch-1":
             raise EdgekdError("The disk burnt.", "Buy one.")
         if config.out.name == "erm-sketch-2":
@@ -189,10 +181,8 @@ def test_a_failed_cell_leaves_the_others_and_the_study_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(cells, "train", flaky)
         study = edgekd.study("erm", seeds=3, test_domains="sketch", out=tmp_path / "s", **base)
-    assert [failure.cell.seed for failure in study.failures] == [1, 2]
-    assert [failure.reason for failure in study.failures] == [
-        "The disk burnt. Buy one.", "MemoryError: no more",
-    ]  # fmt: skip
+    failures = {failure.cell.seed: failure.reason for failure in study.failures}
+    assert failures == {1: "The disk burnt. Buy one.", 2: "MemoryError: no more"}
     (row,) = study.tables[0].rows
     assert row.average.seeds == 1
     study = edgekd.study("erm", seeds=3, test_domains="sketch", out=tmp_path / "s", **base)
@@ -204,17 +194,15 @@ def test_a_failed_cell_leaves_the_others_and_the_study_goes_on(
 def test_processes_that_die_are_failures_with_their_last_words(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    programs = iter(
-        ["import os; os.kill(os.getpid(), 9)", "import sys; print('error: No luck.'); sys.exit(2)"]
-    )
+    kill = "import os; os.kill(os.getpid(), 9)"
+    programs = iter([kill, "import sys; print('error: No luck.'); sys.exit(2)"])
     seen = []
 
     def start(words: Any, log: Path, environment: dict[str, str]) -> Any:
         seen.append(environment["OMP_NUM_THREADS"])
+        command = [sys.executable, "-c", next(programs)]
         with open(log, "wb") as handle:
-            return subprocess.Popen(
-                [sys.executable, "-c", next(programs)], stdout=handle, stderr=handle
-            )
+            return subprocess.Popen(command, stdout=handle, stderr=handle)
 
     monkeypatch.setattr(studies, "_start", start)
     monkeypatch.setattr(studies, "usable_cores", lambda: 8)

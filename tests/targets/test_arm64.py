@@ -52,5 +52,5 @@ def test_the_same_answers_on_arm64(
         assert there.measured.same_pixels == 1.0
         [here] = predict_suite([subject], suites[0])
         logits = there.measured.logits[0]
-        agreement = float((here.argmax(axis=1) == logits.argmax(axis=1)).mean())
-        assert agreement == 1.0 if subject.precision == "fp32" else agreement >= 0.98
+        agreement = (here.argmax(axis=1) == logits.argmax(axis=1)).mean()
+        assert agreement >= (1.0 if subject.precision == "fp32" else 0.98)
