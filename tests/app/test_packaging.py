@@ -44,10 +44,8 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
     (path,) = out.glob("*.whl")
     wheel = zipfile.ZipFile(path)
     names = set(wheel.namelist())
-    folders = [
-        (ROOT / "src/edgekd", "edgekd"),
-        *((ROOT / room, f"edgekd/{room}") for room in ROOMS),
-    ]
+    folders = [(ROOT / room, f"edgekd/{room}") for room in ROOMS]
+    folders.append((ROOT / "src/edgekd", "edgekd"))
     wanted = {
         f"{place}/{path.relative_to(folder).as_posix()}"
         for folder, place in folders
@@ -120,10 +118,8 @@ def constraints(name: str = "tested") -> dict[str, str]:
 
 def test_the_tested_versions_are_allowed_and_named(project: dict[str, Any]) -> None:
     tested = {canonicalize_name(name): version for name, version in constraints().items()}
-    dependencies, extras = (
-        project["project"]["dependencies"],
-        project["project"]["optional-dependencies"],
-    )
+    about = project["project"]
+    dependencies, extras = about["dependencies"], about["optional-dependencies"]
     for requirement in map(
         Requirement, (*dependencies, *(one for extra in EXTRAS for one in extras[extra]))
     ):
@@ -141,10 +137,8 @@ def test_the_tested_versions_are_allowed_and_named(project: dict[str, Any]) -> N
 def test_the_lower_bounds_are_those_that_pip_resolved(project: dict[str, Any]) -> None:
     """Whoever changes a bound runs `scripts/refresh_constraints.py --lowest`, which fails where two contradict."""
     lowest = constraints("lowest")
-    wanted = [
-        *project["project"]["dependencies"],
-        *project["project"]["optional-dependencies"]["dev"],
-    ]
+    about = project["project"]
+    wanted = [*about["dependencies"], *about["optional-dependencies"]["dev"]]
     requirements = {one.name: one.specifier for one in map(Requirement, wanted)}
     assert set(lowest) == set(requirements)
     for name, specifier in requirements.items():

@@ -70,10 +70,8 @@ def test_only_turns_that_have_a_partner_count(tmp_path: Path) -> None:
 
 
 def row(subject: str, provider: str = "ORT", p50_ms: float = 1.0, **facts: Any) -> Any:
-    device, quiet = (
-        facts.pop("device", "local"),
-        {"settled": True, "cv": 0.1, "other_cpu": 0.01, "stolen_cpu": 0.0},
-    )
+    device = facts.pop("device", "local")
+    quiet = {"settled": True, "cv": 0.1, "other_cpu": 0.01, "stolen_cpu": 0.0}
     return SimpleNamespace(
         run="r", subject=subject, who=("r", subject), provider=provider, p50_ms=p50_ms, device=device,
         timing=Timing(subject, **(quiet | facts)),

@@ -31,9 +31,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 
 def value_of(report: Report, expression: str, artifact: str = "onnxruntime-int8") -> float | None:
-    return next(
-        row.value for row in evaluate([parse_gate(expression)], report) if row.subject == artifact
-    )
+    rows = evaluate([parse_gate(expression)], report)
+    return next(row.value for row in rows if row.subject == artifact)
 
 
 def test_values_are_percent_points_and_milliseconds(report: Report) -> None:
@@ -51,9 +50,8 @@ def test_values_are_percent_points_and_milliseconds(report: Report) -> None:
         ("worst_class_recall[id]>10", 50.0),
     ):
         assert value_of(report, expression) == pytest.approx(expected), expression
-    assert value_of(report, "ece[id]<=0.1") == next(
-        row.ece for row in report.accuracy if (row.subject, row.suite) == ("onnxruntime-int8", "id")
-    )
+    ece = {(row.subject, row.suite): row.ece for row in report.accuracy}
+    assert value_of(report, "ece[id]<=0.1") == ece["onnxruntime-int8", "id"]
     assert all(len(evaluate([parse_gate(f"{name}<=1000000")], report)) == 2 for name in METRICS)
 
 
@@ -147,9 +145,7 @@ def recommended(tmp_path_factory: pytest.TempPathFactory) -> Report:
 def changed(report: Report, **rows: dict[str, object]) -> Report:
     """The report with other values in the summary rows of these precisions."""
     summary = tuple(
-        row.model_copy(update=rows[row.precision])
-        if row.kind == "artifact" and row.precision in rows
-        else row
+        row.model_copy(update=rows.get(row.precision, {}) if row.kind == "artifact" else {})
         for row in report.summary
     )
     return report.model_copy(update={"summary": summary})
@@ -191,13 +187,11 @@ def test_a_smaller_file_goes_first_where_its_loss_is_not_shown(recommended: Repo
         report = changed(
             recommended, fp32=same | {"size_mb": 4.0}, int8=same | {"size_mb": 1.0} | int8
         )
-        speeds = tuple(
-            row.model_copy(
-                update={"ratio": 0.9 if "int8" in row.a else 1 / 0.9, "withheld": withheld}
-            )
-            for row in report.speed
-        )
-        found = recommend(report.model_copy(update={"speed": speeds, "gates": ()}))
+        speeds = []
+        for row in report.speed:
+            ratio = 0.9 if "int8" in row.a else 1 / 0.9
+            speeds.append(row.model_copy(update={"ratio": ratio, "withheld": withheld}))
+        found = recommend(report.model_copy(update={"speed": tuple(speeds), "gates": ()}))
         assert found is not None
         return found.file.precision, "times as fast" in found.because
 

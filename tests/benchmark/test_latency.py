@@ -83,11 +83,8 @@ def test_settled_compares_the_last_two_windows() -> None:
 
 def test_models_take_turns_by_blocks() -> None:
     fake = FakeTime()
-    found = measure_interleaved(
-        {"a": fake.model(lambda _: 5.0, "a"), "b": fake.model(lambda _: 10.0, "b")},
-        QUICK,
-        clock=fake.clock,
-    )
+    models = {"a": fake.model(lambda _: 5.0, "a"), "b": fake.model(lambda _: 10.0, "b")}
+    found = measure_interleaved(models, QUICK, clock=fake.clock)
     measured = fake.calls[found["a"].warmup_runs + found["b"].warmup_runs :]
     turns = [measured[0]] + [now for before, now in pairwise(measured) if now != before]
     assert turns == ["a", "b"] * 20

@@ -39,6 +39,7 @@ from edgekd.benchmark.report.write import print_report
 from edgekd.benchmark.results.schema import GateRow, Report
 from edgekd.benchmark.results.storage import RawResults, read_report, read_results
 from edgekd.core.readers import printable
+from edgekd.export.parity import compare
 
 EVIL = ("<script>alert(1)</script>", "dog & 'co'", 'fish" onload="x')
 
@@ -47,14 +48,9 @@ RUN = "<img src=x onerror=alert(2)>"
 FACTS = {"name": RUN, "student": "tiny", "recipe": "kd", "teacher": "toy", "data": "</style><b>paint",
          "split_hash": "ab"}  # fmt: skip
 
-PARITY = {
-    "n": 8,
-    "top1_agreement": 1.0,
-    "max_error_relative": 1e-6,
-    "cosine": 1.0,
-    "kl": 0.0,
-    "passed": True,
-}
+SAME = np.eye(3, dtype=np.float32)
+
+PARITY = compare(SAME, SAME) | {"passed": True}
 
 ARTIFACT = {"run": RUN, "name": "onnxruntime-int8", "target": "onnxruntime", "format": "onnx", "parity": PARITY,
             "files": {"model.onnx": "00ff"}, "source": {}, "versions": {}, "created": "",

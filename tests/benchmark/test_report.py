@@ -32,13 +32,7 @@ from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 
-FACTS = {
-    "name": "r",
-    "seed": 0,
-    "split_hash": "abcd",
-    "seconds": 61.23456,
-    "templates": list("abcde"),
-}
+FACTS = {"name": "r", "seed": 0, "split_hash": "abcd", "seconds": 61.2, "templates": list("abc")}
 
 CONTEXT = {"data": "paint", "runs": [FACTS]}
 

@@ -47,13 +47,8 @@ def test_a_file_appears_whole_and_alone(tmp_path: Path) -> None:
 
 
 def test_only_old_scraps_of_the_very_path_are_swept(tmp_path: Path) -> None:
-    scraps = [
-        ".tmp-0123456789ab-a",
-        ".tmp-0123456789ab-ba",
-        ".tmp-0123456789ab-a-old",
-        ".tmp-a",
-        "a",
-    ]
+    tmp = ".tmp-0123456789ab"
+    scraps = [f"{tmp}-a", f"{tmp}-ba", f"{tmp}-a-old", ".tmp-a", "a"]
     for age, left in ((0, scraps), (3600, scraps), (1e6, scraps[1:])):
         for name in scraps:
             (tmp_path / name).write_text("half")

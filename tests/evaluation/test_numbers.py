@@ -99,11 +99,9 @@ def test_an_oracle_is_of_the_seeds_beside_it_or_of_none() -> None:
     assert set(without.columns) == {("art", "ood"), ("sketch", "ood")}
 
 
-SETTINGS = {
-    "protocol": "lodo",
-    "images": "abc",
-    "recipes": {"erm": {"steps": 2, "swad": {"ratio": 0.3}}},
-}
+ERM = {"steps": 2, "swad": {"ratio": 0.3}}
+
+SETTINGS = {"protocol": "lodo", "images": "abc", "recipes": {"erm": ERM}}
 
 
 def test_a_cell_comes_back_as_it_was(tmp_path: Path) -> None:

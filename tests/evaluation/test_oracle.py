@@ -39,16 +39,9 @@ LOGGED = ("step", "stage", "loss", "terms", "lr", "val_top1")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> dict[str, Any]:
-    settings = tiny_settings(
-        draw_domains(tmp_path_factory.mktemp("data") / "domains"), tiny_teacher
-    )
-    return settings | {
-        "steps": 12,
-        "lr": 0.03,
-        "test_domains": "sketch",
-        "seeds": 1,
-        "checkpoint_every": 5,
-    }
+    data = draw_domains(tmp_path_factory.mktemp("data") / "domains")
+    more = {"steps": 12, "lr": 0.03, "test_domains": "sketch", "seeds": 1, "checkpoint_every": 5}
+    return tiny_settings(data, tiny_teacher) | more
 
 
 @pytest.fixture(scope="module")

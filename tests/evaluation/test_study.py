@@ -274,11 +274,8 @@ def test_settings_that_cannot_be_are_one_sentence(
 def animals(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> dict[str, Any]:
     """Settings of a study of four classes, of which two are unseen."""
     data = draw_domains(tmp_path_factory.mktemp("animals") / "d", ANIMALS, count=4)
-    return tiny_settings(data, tiny_teacher) | {
-        "seeds": 1,
-        "unseen_classes": "bee,dog",
-        "keep": True,
-    }
+    more = {"seeds": 1, "unseen_classes": "bee,dog", "keep": True}
+    return tiny_settings(data, tiny_teacher) | more
 
 
 def test_unseen_classes_are_named_by_their_texts(animals: dict[str, Any], tmp_path: Path) -> None:
@@ -382,9 +379,8 @@ def test_a_few_images_in_both_ways(
     common = np.array([whole.keys[i] not in shown for i in left])
     labels, correct = one["ood_labels"][common], one["ood"][common]
     erm = next(row for row in study.tables[0].rows if row.name == "erm")
-    assert erm.columns["", "ood"].mean == pytest.approx(
-        100 * np.mean([correct[labels == c].mean() for c in (0, 1)])
-    )
+    recalls = [correct[labels == label].mean() for label in (0, 1)]
+    assert erm.columns["", "ood"].mean == pytest.approx(100 * np.mean(recalls))
     teacher = study.tables[1].rows[0]
     assert set(teacher.columns) == {("", "id"), ("", "zero_shot")}
     assert "| unseen retrieval | by teacher's keys |" in (folder / "table.md").read_text()

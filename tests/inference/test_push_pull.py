@@ -168,13 +168,7 @@ def test_nothing_foreign_is_taken_and_nothing_of_the_users_lost(
 ) -> None:
     edgekd.push(means, "me/means")
     files = hub.repos["me/means"]
-    names = [
-        "../evil.json",
-        "artifacts/../../evil",
-        "pytorch_model.bin",
-        "modeling.py",
-        "onnx/a.py",
-    ]
+    names = ["../evil.json", "artifacts/../../evil", "weights.bin", "modeling.py", "onnx/a.py"]
     files.update(dict.fromkeys(names, b"evil"))
     folder = edgekd.pull("me/means", out=tmp_path / "here" / "pulled")
     assert not {path.name for path in tmp_path.rglob("*")} & {Path(name).name for name in names}
