@@ -102,11 +102,6 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
             raise
 
 
-def settings_of(parameters: dict[str, Any]) -> TrainConfig:
-    given = {name: value for name, value in parameters.items() if name != "config"}
-    return TrainConfig.load(**given)
-
-
 @pytest.mark.parametrize(("page", "block"), blocks("console"))
 def test_commands_parse(page: Path, block: str) -> None:
     commands = list(simple_commands(block))
@@ -118,7 +113,7 @@ def test_commands_parse(page: Path, block: str) -> None:
             continue
         verb, parameters = parse(arguments)
         if verb == "train" and parameters:
-            config = settings_of(parameters)
+            config = TrainConfig.load(**parameters | {"config": None})
             get_recipe(config.recipe, config.stages)
 
 
@@ -148,9 +143,8 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert other.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.+)$", other.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in {
-                re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
-            }
+            words = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+            assert anchor in {heading.replace(" ", "-") for heading in words}
 
 
 @pytest.mark.parametrize(("page", "block"), [*blocks("toml"), *blocks("yaml")])
@@ -183,9 +177,8 @@ def test_python_uses_names_that_exist(page: Path, code: str) -> None:
             verb = ast.unparse(node.func).removeprefix("edgekd.")
             assert verb in edgekd.__all__
             arguments = {keyword.arg: None for keyword in node.keywords if keyword.arg}
-            inspect.signature(getattr(importlib.import_module("edgekd.api"), verb)).bind(
-                *node.args, **arguments
-            )
+            signature = inspect.signature(getattr(importlib.import_module("edgekd.api"), verb))
+            signature.bind(*node.args, **arguments)
             if verb == "train":
                 assert set(arguments) <= set(TrainConfig.model_fields)
 
