@@ -80,7 +80,7 @@ def test_int8_artifact_records_its_calibration(fp32: Path, tmp_path: Path) -> No
 
 
 def test_wrong_fp32_file_fails_the_gate_and_is_kept_aside(fp32: Path, tmp_path: Path) -> None:
-    with pytest.raises(GateFailed, match="does not compute what the student computes") as caught:
+    with pytest.raises(GateFailed, match="does not match the student") as caught:
         export(build(seed=9), tmp_path / "a", "fp32", fp32_path=fp32 / "model.onnx")
     assert caught.value.exit_code == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.failed"]
@@ -137,7 +137,7 @@ def test_weak_int8_fails_the_gate_and_the_hint_leads_on(fp32: Path, tmp_path: Pa
         ("int8", {"calibrator": "mes"}, 'no calibrator "mes". Did you mean "mse"'),
         ("fp16", {"calibrator": "mse"}, "no ranges to choose"),
         ("int8", {"calibrator": "mse", "target": "openvino"}, "openvino has no calibrator"),
-        ("fp32", {"min_agreement": 50}, "has to agree with the student"),
+        ("fp32", {"min_agreement": 50}, "--min-agreement"),
         ("fp32", {"target": "onnxruntim"}, "There is no target"),
     ],
 )

@@ -1,6 +1,6 @@
-"""The command line: what each verb prints, one-sentence errors, exit codes 0, 1 and 2.
+"""The command line: the output of each command, one-sentence errors, and exit codes 0, 1 and 2.
 
-The options are those of the configurations (`edgekd.configs`); heavy imports are inside the commands.
+The options come from the configurations (`edgekd.configs`). Heavy imports are inside the commands.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def export(artifacts: Any, _: Given) -> None:
 
 
 def _chosen(chosen: Any) -> None:
-    """Print the file to ship among those that were tried; exit code 1 where none meets the budget."""
+    """Print the recommended file; exit with 1 if no file meets the budget."""
     from edgekd.benchmark.report.recommend import check_recommendation, print_choice
 
     print_choice(chosen.report, chosen.left_out)
@@ -120,9 +120,9 @@ def verify(links: Any, given: Given) -> None:
     broken = next((link for link in links if not link["passed"]), None)
     if broken is not None:
         raise GateFailed(
-            f"{given['artifact']} is not what the student computes; the link {broken['link']} broke: "
+            f"{given['artifact']} does not match the student; the step {broken['link']} failed: "
             f"{broken['reason']}.",
-            "Export again with --overwrite; for INT8 measure its accuracy: edgekd benchmark.",
+            "Export again with --overwrite, or measure the accuracy of an INT8 file: edgekd benchmark.",
         )
 
 
@@ -142,7 +142,7 @@ def benchmark(report: Any, given: Given) -> None:
 
 
 def _bundle(line: str, given: Given) -> None:
-    """Print how a bundle goes on: the line to run there, and the command that reads its result."""
+    """Print the next steps for a bundle: the command to run on the device, and the command that imports the result."""
     from edgekd.configs.benchmark import BenchmarkConfig, SuiteOptions
 
     config = BenchmarkConfig.load(**given)
@@ -206,7 +206,7 @@ _AGREEMENT = {
 
 @command(app, "edgekd.api:predict")
 def predict(predictions: Any, given: Given) -> None:
-    """Classify images, folders, a video or a camera. With a run's student or an exported file."""
+    """Classify images, folders, a video or a camera. Use a run's student or an exported file."""
     from edgekd.inference.predict import print_predictions
 
     print_predictions(predictions, given)
@@ -214,8 +214,9 @@ def predict(predictions: Any, given: Given) -> None:
 
 @command(app, "edgekd.api:demo")
 def demo(page: Any, _: Given) -> None:
-    """Open a local web page that classifies your pictures. Teacher, student and exported files side by side."""
-    result(f"demo: {page.url}  (Ctrl-C ends it)")
+    """Open a local web page that classifies your pictures. It shows teacher, student and exported files side by
+    side."""
+    result(f"demo: {page.url} (stop it with Ctrl-C)")
     page.serve()
 
 
@@ -235,7 +236,7 @@ def pull(folder: Any, _: Given) -> None:
 
 @command(app, "edgekd.api:study")
 def study(made: Any, _: Given) -> None:
-    """Compare recipes over seeds and unseen domains. One table, with intervals."""
+    """Compare recipes over seeds and unseen domains. The result is a table with intervals."""
     from edgekd.benchmark.report.render import print_document
     from edgekd.studies.write import study_document
 
@@ -244,19 +245,20 @@ def study(made: Any, _: Given) -> None:
         result(f"study: {made.folder}/table.md  (also table.csv, table.png, cells.jsonl)")
     else:
         result(
-            f"part:  of {made.folder}; after all parts, the same command without --part makes the tables"
+            f"part: of {made.folder}; when all parts are done, run the command without --part to make the tables"
         )
     if made.failures:
         first = made.failures[0]
         raise EdgekdError(
-            f"{len(made.failures)} cells failed and are missing above, the first {first.cell.key}: {first.reason}",
-            "Mend this and run the same command again: finished parts stay.",
+            f"{len(made.failures)} cells failed and are missing above; the first is {first.cell.key}: {first.reason}",
+            "Fix the cause and run the same command again; finished cells are kept.",
         )
 
 
 @command(data, "edgekd.api:check_data")
 def check(found: Any, _: Given) -> None:
-    """Find unreadable images, duplicates and uneven classes. With a teacher also near-duplicates and label errors."""
+    """Find unreadable images, duplicates and class imbalance. With a teacher, also find near-duplicates and label
+    errors."""
     result(*found.summary(), f"page: {found.page}")
 
 
@@ -290,7 +292,7 @@ def vl_train(run: Any, _: Given) -> None:
 
 @command(vl, "edgekd.artifacts.vl:evaluate_vl", "evaluate")
 def vl_evaluate(rows: Any, _: Given) -> None:
-    """Print the accuracy in and out of domain. Beside it stands that of the most frequent answer."""
+    """Print the accuracy in and out of domain. The last column is the accuracy of the most frequent answer."""
     lines = [["suite", "examples", "accuracy %", "constant answer %"]]
     for row in rows:
         shares = (f"{100 * row[key]:.1f}" for key in ("accuracy", "majority"))
@@ -329,7 +331,7 @@ def students(
         str | None, typer.Argument(help='Search timm\'s names, for example "*mobilenet*".')
     ] = None,
 ) -> None:
-    """Friendly names, or timm's names that match a pattern."""
+    """List short names, or timm names that match a pattern."""
     from edgekd.cli.doctor import student_lines
 
     _print(student_lines(pattern))
@@ -341,7 +343,7 @@ def teachers(
         str | None, typer.Argument(help='Search open_clip\'s names, for example "*B-32*".')
     ] = None,
 ) -> None:
-    """Kinds of teachers, or open_clip's NAME:TAG that match a pattern."""
+    """List kinds of teachers, or matching names of open_clip."""
     from edgekd.cli.doctor import teacher_lines
 
     _print(teacher_lines(pattern))
@@ -349,7 +351,7 @@ def teachers(
 
 @known.command()
 def recipes() -> None:
-    """Training recipes with their stages and terms."""
+    """List training recipes with their stages and terms."""
     from edgekd.cli.doctor import recipe_lines
 
     _print(recipe_lines())
@@ -357,13 +359,13 @@ def recipes() -> None:
 
 @command(known, "edgekd.api:missing_embeddings")
 def missing(names: Any, _: Given) -> None:
-    """List images that are missing from a file of embeddings. By the names it must use."""
+    """List images missing from a file of embeddings. The names are those needed in the file."""
     _print(names)
 
 
 @known.command()
 def targets() -> None:
-    """Export targets with their precisions, and profiles of devices."""
+    """List export targets with their precisions, and device profiles."""
     from edgekd.cli.doctor import target_lines
 
     _print(target_lines())
@@ -375,8 +377,8 @@ def _print(lines: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Run the command line. A user's mistake is one sentence, a hint, and exit code 2; a failed gate is exit code 1."""
-    # Idle threads of OpenMP spin for a moment, then sleep (docs/train.md); it must be set before torch loads.
+    """Run the command line. User errors print one sentence and a hint and exit with 2. A failed gate exits with 1."""
+    # Let idle OpenMP threads spin briefly before they sleep (docs/train.md). It must be set before torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     open_streams()

@@ -1,6 +1,6 @@
-"""Typer commands whose parameters are made from a configuration when they are first needed.
+"""Typer commands whose parameters are created from a configuration on first use.
 
-So `edgekd --help` imports neither pydantic nor rich's tables; the help of a command has a heading per group of options.
+So `edgekd --help` imports neither pydantic nor rich's tables. The help of a command has a heading per option group.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 Given = dict[str, Any]
-"""The options on a command line, by field; those that were not given are left out."""
+"""The options given on the command line, by field."""
 Show = Callable[[Any, Given], None]
 
 
 def command(app: typer.Typer, verb: str, name: str | None = None) -> Callable[[Show], Show]:
-    """Register a command that calls a verb; the decorated function prints what it returns.
+    """Register a command that calls a function; the decorated function prints its result.
 
     Args:
-        verb: `module:function` decorated with `edgekd.configs.verbs.verb`; imported when it is needed.
-        name: the command; None takes the function's name.
+        verb: `module:function` decorated with `edgekd.configs.verbs.verb`, imported on first use.
+        name: name of the command; None is the function's name.
     """
 
     def register(show: Show) -> Show:
@@ -41,7 +41,7 @@ def command(app: typer.Typer, verb: str, name: str | None = None) -> Callable[[S
             return _command(verb, show)
 
         class Lazy(TyperCommand):
-            """Takes parameters, help page and callback of the command made from the configuration."""
+            """Delegate to the command created from the configuration."""
 
             @property
             def params(self) -> Any:
@@ -110,7 +110,7 @@ def _command(verb: str, show: Show) -> Any:
 
 
 def _kind(annotation: Any) -> Any:
-    """Return what typer parses for a field's type; None for tables, which have no flag."""
+    """Return the type that typer parses for a field; None for tables, which have no flag."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _kind(inner[0])
@@ -179,7 +179,7 @@ def _choices(annotation: Any) -> Iterator[str]:
 
 
 def _help(field: FieldInfo) -> str:
-    """Return a field's docstring with its default in brackets: its last words `Default: …`, or the value."""
+    """Return a field's docstring with the default in brackets, from its final `Default: …` or the default value."""
     text, _, default = " ".join((field.description or "").replace("`", "").split()).partition(
         " Default: "
     )

@@ -1,4 +1,4 @@
-"""`edgekd doctor` and `edgekd list`: what is here, in plain lines."""
+"""The output of `edgekd doctor` and `edgekd list`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SETTINGS = {
     "threads": "{} threads",
     "input": "input {}",
 }
-"""Setting of a profile → how a line shows it."""
+"""Setting of a profile → its format in a line."""
 
 
 def examine() -> list[str]:
@@ -42,10 +42,10 @@ def examine() -> list[str]:
 
     from edgekd.core.hub import hub_reachable
     from edgekd.core.machine import describe
-    from edgekd.targets.trt.builders import describe as tensorrt_builder
+    from edgekd.targets.trt.machine import describe as tensorrt_builder
 
     machine = describe()
-    features = ", ".join(machine["features"]) or "none of the ones that speed up INT8"
+    features = ", ".join(machine["features"]) or "none that speed up INT8"
     facts = {
         "edgekd": f"{__version__}, Python {platform.python_version()} on {platform.platform()}",
         "processor": f"{machine['cpu']} ({machine['usable_cores']} of {machine['cores']} cores usable; {features})",
@@ -56,7 +56,7 @@ def examine() -> list[str]:
         "cache": str(cache_root()),
         "hub": "reachable"
         if hub_reachable()
-        else "out of reach: use local weights and local-dir: teachers",
+        else "not reachable: use local weights and local-dir: teachers",
     }
     return [f"{name:<18}{fact}" for name, fact in facts.items()]
 
@@ -69,7 +69,7 @@ def _version(package: str) -> str:
 
 
 def student_lines(pattern: str | None) -> list[str]:
-    """Return friendly names, or the timm names that match."""
+    """Return the short names, or the timm names that match the pattern."""
     import timm
 
     from edgekd.distill.models.students import FRIENDLY, TEACHER_ENCODER
@@ -87,7 +87,7 @@ def student_lines(pattern: str | None) -> list[str]:
 
 
 def teacher_lines(pattern: str | None) -> list[str]:
-    """Return kinds of teacher specs, or open_clip's name:tag pairs that match."""
+    """Return the kinds of teacher specs, or open_clip's name:tag pairs that match the pattern."""
     import open_clip
 
     names = open_clip.list_pretrained(as_str=True)
@@ -97,7 +97,7 @@ def teacher_lines(pattern: str | None) -> list[str]:
             "NAME:TAG                  open_clip's own, for example ViT-B-32:laion2b_s34b_b79k",
             "hf-hub:ORG/MODEL          any open_clip model on the hub",
             "local-dir:FOLDER          open_clip_config.json and weights in a folder",
-            "embeddings:FILE.npz       precomputed image and text embeddings (a black box)",
+            "embeddings:FILE.npz precomputed image and text embeddings",
             "",
             f'open_clip has {len(names)} NAME:TAG pairs; search with: edgekd list teachers "*B-32*"',
         ]
@@ -107,7 +107,7 @@ def teacher_lines(pattern: str | None) -> list[str]:
 
 
 def recipe_lines() -> list[str]:
-    """Return every recipe with what it does, its source, stages, terms and weights."""
+    """Return every recipe with its summary, source, stages, terms and weights."""
     from edgekd.distill.recipes import DEFAULT_RECIPE, RECIPES
 
     lines = []
@@ -123,7 +123,7 @@ def recipe_lines() -> list[str]:
 
 
 def target_lines() -> list[str]:
-    """Return every target with its runtime and precisions, and the profiles of devices with their cautions."""
+    """Return every target with its precisions, and the device profiles with their cautions."""
     from edgekd.targets.profiles import load_profile, profile_names
     from edgekd.targets.registry import TARGETS
 
@@ -134,8 +134,8 @@ def target_lines() -> list[str]:
     ]
     lines += [
         "",
-        "Profiles of devices (edgekd export or benchmark --profile NAME|FILE.toml). Files take RGB uint8 NHWC where no",
-        "other input is named. After each claim its page; what nobody has looked for there is marked:",
+        "Device profiles (edgekd export or benchmark --profile NAME|FILE.toml). The input is RGB uint8 NHWC unless",
+        "stated otherwise. Each claim has its source; unchecked ones are marked:",
     ]
     for name in profile_names():
         profile = load_profile(name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class EdgekdError(Exception):
@@ -27,6 +29,17 @@ class EdgekdError(Exception):
 
 class NotHere(EdgekdError):
     """An artifact is sound, but its runtime does not exist on this machine."""
+
+
+def optional(module: str, extra: str, what: str) -> Any:
+    """Return a module of an extra of edgekd; it is `NotHere` that `what` needs it where it does not load."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        raise NotHere(
+            f"{what} needs {module}, which cannot be loaded here ({first_line(error)}).",
+            f'Install it: pip install "edgekd[{extra}]".',
+        ) from error
 
 
 class GateFailed(EdgekdError):

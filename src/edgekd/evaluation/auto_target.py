@@ -17,9 +17,10 @@ from edgekd.core.formats import Precision
 from edgekd.core.manifest import read_artifact
 from edgekd.distill.classification.load_run import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
-from edgekd.export.artifact import Source, export_model
+from edgekd.export.artifact import export_model
 from edgekd.export.quantize.integer_form import can_be_padded
 from edgekd.export.run import source_of
+from edgekd.export.writer import Source
 from edgekd.targets.agent.model import FORMATS, check_runtime
 from edgekd.targets.devices.drive import unable
 from edgekd.targets.devices.transports import find_device

@@ -117,7 +117,7 @@ def _teacher(loaded: LoadedRun) -> list[Subject]:
 
 def _student(loaded: LoadedRun) -> Subject:
     height, width = loaded.run.preprocess.shape
-    student = fuse(loaded.student, torch.rand(2, 3, height, width)).model  # as it is exported
+    student = fuse(loaded.student, torch.rand(2, 3, height, width))[0]  # as it is exported
     predict = student_predict(student, loaded.vectors)
     return _in_torch(loaded.run, "torch", predict, student, loaded.run.preprocess)
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from edgekd.configs.predict import PredictConfig
+from edgekd.configs.models import PredictConfig
 from edgekd.core.ahead import batched, map_ahead
 from edgekd.core.console import Tally, result, say
 from edgekd.core.errors import EdgekdError
