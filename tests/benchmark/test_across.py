@@ -151,9 +151,8 @@ def test_students_on_a_line_shape_it_and_a_teacher_is_set_against_it() -> None:
     found = effective_robustness(group)
     assert found.lines == {"ood:x": pytest.approx((0.8, -1.0, 1.0))}
     assert found.models == ("a", "b", "c")
-    assert [beyond["ood:x"] for beyond in found.beyond] == pytest.approx(
-        [0, 0, 0, -0.03, 0.2], abs=1e-9
-    )
+    beyond = [one["ood:x"] for one in found.beyond]
+    assert beyond == pytest.approx([0, 0, 0, -0.03, 0.2], abs=1e-9)
 
 
 def test_residuals_of_least_squares_by_hand() -> None:
@@ -162,9 +161,9 @@ def test_residuals_of_least_squares_by_hand() -> None:
     def sigmoid(odds: float) -> float:
         return 1 / (1 + math.exp(-odds))
 
+    odds = {"a": (0, 0), "b": (1, 1), "c": (2, 0)}
     group = [
-        entry(n, "torch", {"id": sigmoid(x), "ood:x": sigmoid(y)})
-        for n, x, y in (("a", 0, 0), ("b", 1, 1), ("c", 2, 0))
+        entry(n, "torch", {"id": sigmoid(x), "ood:x": sigmoid(y)}) for n, (x, y) in odds.items()
     ]
     found = effective_robustness(group)
     slope, _, r2 = found.lines["ood:x"]
@@ -172,20 +171,15 @@ def test_residuals_of_least_squares_by_hand() -> None:
     assert found.beyond[1]["ood:x"] == pytest.approx(sigmoid(1) - sigmoid(1 / 3))
 
 
-@pytest.mark.parametrize(
-    ("group", "said"),
-    [
-        ([student("a", 0.5), student("b", 0.6), student("c", 0.7, kind="artifact", run="b")], "there are 2"),
+def test_what_a_line_needs() -> None:
+    few = [student("a", 0.5), student("b", 0.6), student("c", 0.7, kind="artifact", run="b")]
+    for group, reason in (
+        (few, "there are 2"),
         ([student(name, 0.5) for name in "abc"], "equally accurate"),
         ([entry(name, "torch", {"ood:x": 0.5}) for name in "abc"], "not both in and out"),
-    ],
-)  # fmt: skip
-def test_a_reason_is_given_where_there_is_no_line(group: list[Any], said: str) -> None:
-    found = effective_robustness(group)
-    assert said in found
-
-
-def test_files_stand_in_for_students_and_all_right_is_half_an_image_away() -> None:
+    ):
+        assert reason in effective_robustness(group)
+    # Files stand in for students, and all right is half an image away.
     group = [student(name, 0.5 + 0.1 * n, kind="artifact") for n, name in enumerate("abc")]
     assert effective_robustness(group).models == ("a", "b", "c")
     for top1, odds in ((1.0, math.log(99)), (0.0, -math.log(99))):

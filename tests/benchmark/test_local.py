@@ -106,11 +106,11 @@ def test_the_error_of_a_session_reaches_the_user(
     told = ("The artifact was altered.", "Export it again.")
     assert (caught.value.message, caught.value.hint) == told
     assert list(scratch.iterdir()) == []
-
-
-def test_a_process_that_dies_is_reported_with_its_last_words() -> None:
     with pytest.raises(EdgekdError, match="for fatal ended with code 3: Illegal instruction: avx9"):
         measured("fatal")
+    broken = subject("a", "artifact", lambda x: x, folder=tmp_path / "altered")
+    with pytest.raises(EdgekdError, match="altered"):
+        throughput_rows([broken], IMAGES, speed(1))
 
 
 def speed(*batches: int, threads: tuple[int, ...] = ()) -> SpeedOptions:
@@ -166,9 +166,3 @@ def test_sizes_that_are_none(tmp_path: Path) -> None:
     for options in ({"batch_sizes": "1,eight"}, {"batch_sizes": "0"}, {"thread_counts": [2, -1]}):
         with pytest.raises(EdgekdError, match=r"whole numbers|below 1"):
             edgekd.benchmark(tmp_path, **options)
-
-
-def test_a_file_that_refuses_one_image_ends_it(tmp_path: Path) -> None:
-    broken = subject("a", "artifact", lambda x: x, folder=tmp_path / "altered")
-    with pytest.raises(EdgekdError, match="altered"):
-        throughput_rows([broken], IMAGES, speed(1))
