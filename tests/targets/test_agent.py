@@ -102,7 +102,7 @@ def test_a_batch_that_the_system_kills_is_a_refusal(agent: Path, tmp_path: Path)
 def test_a_job_killed_midway_goes_on_and_counts_nothing_twice(agent: Path, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 30)
     # 300 questions: two entries of the journal; then two processes for the clock.
-    job = write_job(tmp_path, images, repeat=10, protocol=replace(BRIEF, processes=2))
+    job = write_job(tmp_path, images, repeat=10, protocol=replace(BRIEF, seconds=0.3, processes=2))
     command = [sys.executable, str(agent), "run", str(job), "--stay"]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -137,7 +137,8 @@ def test_a_job_killed_midway_goes_on_and_counts_nothing_twice(agent: Path, tmp_p
 
 
 def test_two_agents_take_turns(agent: Path, tmp_path: Path) -> None:
-    job = write_job(tmp_path, write_images(tmp_path / "images", 6))
+    images, longer = write_images(tmp_path / "images", 6), replace(BRIEF, seconds=0.5)
+    job = write_job(tmp_path, images, protocol=longer)
     first = subprocess.Popen(
         [sys.executable, str(agent), "run", str(job)], stdout=subprocess.DEVNULL
     )
