@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
 class EdgekdError(Exception):
-    """A mistake or a circumstance the user can mend. The command line prints it without a traceback.
+    """A mistake or a circumstance the user can mend: what happened and what to do, one sentence each.
 
-    Args:
-        message: what happened, one sentence.
-        hint: what to do, one sentence.
+    The command line prints it without a traceback.
     """
 
     exit_code = 2
@@ -54,10 +52,7 @@ _GO_ON = "A training run goes on with --resume, a study with the same command."
 class Stopped(KeyboardInterrupt):
     """A signal ended the command. Not an `EdgekdError`: what goes on after a mistake does not go on after a signal.
 
-    Args:
-        number: SIGINT or SIGTERM.
-        message: what was done, one sentence.
-        hint: how to go on, one sentence.
+    `number` is SIGINT or SIGTERM.
     """
 
     def __init__(self, number: int, message: str = "Stopped.", hint: str = _GO_ON) -> None:
@@ -75,6 +70,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if close:
         return f'Did you mean "{close[0]}"?'
     return "Known: " + ", ".join(names[:12]) + (", …" if len(names) > 12 else "") + "."
+
+
+def check_known(word: str, known: Collection[str], message: str, more: str = "") -> None:
+    """Raise an `EdgekdError` with the closest known word as its hint, and `more` behind it, for an unknown `word`."""
+    if word not in known:
+        raise EdgekdError(message, did_you_mean(word, known) + more)
 
 
 def first_line(error: BaseException) -> str:

@@ -38,12 +38,9 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 def make_candidates(config: ExportConfig) -> tuple[list[Path], list[tuple[str, str]]]:
-    """Export a run's student for every runtime that the device has.
+    """Export a run's student for every runtime that the device has, whatever the target and precision of `config`.
 
     Files of the same student that are there already are taken as they are, unless `config.overwrite`.
-
-    Args:
-        config: its target and precision are not looked at.
 
     Returns:
         Folders of the files, and what was left out, each with the reason.

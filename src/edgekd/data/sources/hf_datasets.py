@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekd.core.ahead import map_ahead
 from edgekd.core.console import Tally, say
-from edgekd.core.errors import EdgekdError, did_you_mean, first_line
+from edgekd.core.errors import EdgekdError, check_known, first_line
 from edgekd.core.files import read_index, short_hash, write_index
 from edgekd.core.readers import printable
 from edgekd.data.images import check_content, read_bytes
@@ -44,10 +44,14 @@ def list_table(spec: str, *, labelled: bool) -> Source:
     Without a split, `train`, `validation` and `test` are taken, as the parts that they name.
     """
     tables = _load(spec)
+    import datasets
+
     features = next(iter(tables.values())).features
     image = _image_column(spec, features)
     label = _label_column(spec, features) if labelled else None
-    tables = {name: _undecoded(table, image) for name, table in tables.items()}
+    if isinstance(features[image], datasets.Image):
+        encoded = datasets.Image(decode=False)
+        tables = {name: table.cast_column(image, encoded) for name, table in tables.items()}
     roles = {name: ROLES.get(name.lower()) for name in tables}
     kept = {name for name, role in roles.items() if role or len(tables) == 1}
     has_roles = len(kept) > 1 and "train" in roles.values()
@@ -110,9 +114,10 @@ def _load(spec: str) -> dict[str, Any]:
             f"The dataset {name} cannot be loaded ({first_line(error)}).",
             "Name one of the hub, or a folder that save_to_disk wrote.",
         ) from error
-    if split and split not in tables:
-        raise EdgekdError(f'{name} has no split "{split}".', did_you_mean(split, tables))
-    return {split: tables[split]} if split else tables
+    if not split:
+        return tables
+    check_known(split, tables, f'{name} has no split "{split}".')
+    return {split: tables[split]}
 
 
 def _image_column(spec: str, features: Mapping[str, Any]) -> str:
@@ -151,15 +156,6 @@ def _label_column(spec: str, features: Mapping[str, Any]) -> str:
 
 def _described(features: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({type(kind).__name__})" for name, kind in features.items())
-
-
-def _undecoded(table: Any, column: str) -> Any:
-    import datasets
-
-    feature = table.features[column]
-    if isinstance(feature, datasets.Image):
-        return table.cast_column(column, datasets.Image(decode=False))
-    return table
 
 
 def _names(table: Any, column: str) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekd.core.console import Tally
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, check_known, did_you_mean
 from edgekd.core.readers import like_names, printable, read_text
 from edgekd.data.images import EXTENSIONS
 from edgekd.data.sources.layouts import whole_parts
@@ -110,11 +110,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def list_all(root: Path) -> Listing:
-    """Return all images below `root`, 32 folders deep at most, without labels.
-
-    Raises:
-        EdgekdError: no image.
-    """
+    """Return all images below `root`, 32 folders deep at most, without labels; none is an `EdgekdError`."""
     entries, left_out = [], Tally()
     for parts, names in walk(root, deepest=32):
         for name in names:
@@ -130,6 +126,12 @@ def list_all(root: Path) -> Listing:
         )
     ordered = tuple(sorted(entries, key=lambda entry: entry.path))
     return Listing(root, ordered, left_out=left_out)
+
+
+def role_of(split: str, place: str) -> str:
+    """Return the role that a split's name means; one that is unknown is an `EdgekdError` about `place`."""
+    check_known(split.lower(), ROLES, f'{place} has the split "{printable(split)}".')
+    return ROLES[split.lower()]
 
 
 def is_image(name: str) -> bool:
