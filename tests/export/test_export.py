@@ -295,7 +295,7 @@ def test_another_graph_is_refused() -> None:
     image = helper.make_tensor_value_info("image", TensorProto.UINT8, shape)
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
     model = helper.make_model(helper.make_graph(nodes, "other", [image], [output]))
-    with pytest.raises(EdgekdError, match="Sigmoid squeeze is not what follows pixels"):
+    with pytest.raises(EdgekdError, match="because of the Sigmoid squeeze"):
         with_float_input(model)
 
 
