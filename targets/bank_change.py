@@ -1,4 +1,4 @@
-"""Classes that are added to an exported artifact, or taken out again: numpy alone, here and on a device."""
+"""Add classes to an exported artifact or remove them, with numpy only, for hosts and devices."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ LABELS = "labels.txt"
 
 
 def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> ClassBank:
-    """Put a changed bank into an artifact's folder: complete or not at all, whenever it is interrupted.
+    """Replace the bank of an artifact atomically.
 
-    The new bank is written under a name of its own; the manifest, replaced in one rename, is what makes it the
-    artifact's. Sessions that are open keep the classes they were opened with.
+    The new bank is written under a new name, and then the manifest is replaced in one rename. Open sessions keep their
+    classes.
 
     Returns:
         The new bank.
 
     Raises:
-        EdgekdError: an artifact without a bank, an altered one, or one that was changed meanwhile.
+        EdgekdError: the artifact has no bank, or it was altered or changed at the same time.
     """
     path = folder / MANIFEST
     with read_errors(path, "artifact", "JSON"), open_regular(path) as handle:
@@ -47,9 +47,7 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
         not inside(folder, old).is_file()
         or _digest((folder / old).read_bytes()) != manifest["files"][old]
     ):
-        raise EdgekdError(
-            f"{folder / old} is not the file that {MANIFEST} names.", "Copy the artifact again."
-        )
+        raise EdgekdError(f"{folder / old} does not match {MANIFEST}.", "Copy the artifact again.")
     bank = change(read_bank(folder / old))
     data = bank.to_bytes()
     digest = _digest(data)
@@ -60,11 +58,11 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
     }
     changed = {**manifest, "bank": new, "files": files, "classes": list(bank.classes)}
     text = json.dumps(changed, indent=2, ensure_ascii=False) + "\n"
-    # The last one entered is renamed first: the manifest never names a file that is not there.
+    # The context entered last is renamed first, so the manifest never names a missing file.
     with written(folder / MANIFEST, text.encode()), written(folder / new, data):
         if (folder / MANIFEST).read_bytes() != before:
             raise EdgekdError(
-                f"Somebody else changed {folder} at the same time.", "Run the same command again."
+                f"{folder} was changed at the same time.", "Run the same command again."
             )
     if new != old:
         (folder / old).unlink()
@@ -74,25 +72,25 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
 
 
 def bank_file(manifest: Mapping[str, Any], folder: Path) -> str:
-    """Return the name of the sidecar by the JSON of an `artifact.json`.
+    """Return the name of the bank file from the JSON of an `artifact.json`.
 
     Raises:
-        EdgekdError: the artifact has none.
+        EdgekdError: the artifact has no bank.
     """
     name, files = manifest.get("bank"), manifest.get("files")
     if not isinstance(name, str) or not isinstance(files, dict) or name not in files:
         raise EdgekdError(
-            f"{folder} ends in the logits of fixed classes, so none can be added.",
+            f"{folder} has fixed classes, so none can be added.",
             "Export with --head embedding.",
         )
     return name
 
 
 def add_by_images(folder: Path, name: str, places: Sequence[Path], session: Session) -> ClassBank:
-    """Add the class `name` to the artifact in `folder`, opened as `session`: the mean of its images' embeddings.
+    """Add the class `name` to the artifact in `folder`, opened as `session`, by the mean embedding of its images.
 
     Raises:
-        EdgekdError: no images, one that cannot be read, a class that is there already, an artifact without a bank.
+        EdgekdError: images are missing or unreadable, the class exists already, or the artifact has no bank.
     """
     contents = [content(path) for path in _files(places)]
     digests = [_digest(content) for content in contents]
@@ -110,9 +108,9 @@ def add_by_images(folder: Path, name: str, places: Sequence[Path], session: Sess
 
 
 def recognised(bank: ClassBank, embeddings: NDArray[np.float32]) -> int | None:
-    """Return how many of a new class's images `[N, D]` get it from the mean of the others, beside the bank's classes.
+    """Return the leave-one-out number of a new class's images `[N, D]` that are classified correctly with the bank.
 
-    None for a single image.
+    Each image is classified with the mean of the others as class vector. None for a single image.
     """
     if len(embeddings) < 2:
         return None
@@ -125,24 +123,24 @@ def recognised(bank: ClassBank, embeddings: NDArray[np.float32]) -> int | None:
 
 
 def describe_last(bank: ClassBank) -> str:
-    """Return what the last added class means in practice, in a sentence."""
+    """Return a sentence about the expected recall of the last added class."""
     entry = bank.facts["added"][-1]
     if "recognised_left_out" in entry:
         known, images = entry["recognised_left_out"], len(entry["images"])
-        return f"{known} of its {images} images are recognised by the others of them"
+        return f"{known} of its {images} images are recognised by the others (leave-one-out)"
     if entry["by"] == "images":
-        return "one image represents a class poorly; with a few more its recall is estimated"
-    return "a class without images seldom wins against trained ones; measure it on images of it, or add it by some"
+        return "one image represents a class poorly; with more images the recall is estimated"
+    return "a class without images is rarely predicted; measure it on images of the class, or add it by images"
 
 
 def provenance(by: str, **facts: Any) -> dict[str, Any]:
-    """Return the entry of `added` in a bank's facts: how a class was added, when and where."""
+    """Return the entry of `added` in a bank's facts: how, when and where a class was added."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017  Python 3.9 has no datetime.UTC
     return {"by": by, **facts, "at": now, "on": platform.node()}
 
 
 def content(path: Path) -> bytes:
-    """Return the bytes of an image file; an `EdgekdError` where it is missing, no regular file or too large."""
+    """Return the bytes of an image file; raise `EdgekdError` if it is missing, not a regular file or too large."""
     try:
         return read_bytes(path)
     except UnreadableImage as error:
@@ -158,12 +156,12 @@ def _files(places: Sequence[Path]) -> list[Path]:
             found.append(place)
         else:
             raise EdgekdError(
-                f"There is no image at {place}.", "Name images, or a folder of images."
+                f"There is no image at {place}.", "Give images, or a folder of images."
             )
     if not found:
         raise EdgekdError(
-            f"There are no images in {', '.join(map(str, places)) or 'what was named'}.",
-            "Five to twenty will do.",
+            f"There are no images in {', '.join(map(str, places)) or 'the given places'}.",
+            "Give five to twenty images.",
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Artifacts of the format `coreml`, run by Core ML, which only macOS has."""
+"""Open Core ML packages, on macOS only."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _TINY = np.finfo(np.float32).tiny
 def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
     """Load the package with Core ML, which chooses among CPU, GPU and Neural Engine and its own threads.
 
-    See `edgekd.targets.session.Opener`. A classifier's logits are the logarithms of its probabilities: less one number
-    per image, which moves neither the argmax nor the softmax.
+    See `edgekd.targets.session.Opener`. The logits of a classifier are the logarithms of its probabilities, which
+    differ from the original logits by a constant per image.
 
     Raises:
-        NotHere: not macOS.
-        EdgekdError: coremltools missing, a number of threads wanted, or a package Core ML refuses.
+        NotHere: the system is not macOS.
+        EdgekdError: coremltools is missing, threads are set, or Core ML cannot load the package.
     """
     check(artifact)
     if options.threads is not None:
         raise EdgekdError(
-            "Core ML chooses its threads itself.", "Leave --threads out for this artifact."
+            "Core ML chooses its threads itself.", "Leave out --threads for this artifact."
         )
     started = time.perf_counter()
     # The package is the first part of the model file's path: model.mlpackage/Data/….
@@ -47,11 +47,11 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
 
 
 def check(artifact: Mapping[str, Any]) -> None:
-    """Refuse a system without Core ML; see `edgekd.targets.session.Opener`."""
+    """Refuse a system other than macOS; see `edgekd.targets.session.Opener`."""
     if platform.system() != "Darwin":
         raise NotHere(
             f"{artifact.get('name', 'A package')} needs Core ML, which only macOS has.",
-            "Copy the folder to a Mac; its parity record lists what was checked here.",
+            "Copy the folder to a Mac; its parity record lists the checks on this machine.",
         )
 
 

@@ -1,4 +1,4 @@
-"""ExecuTorch's runtime on the CPU, through its Python binding, which takes and gives tensors of torch."""
+"""Open ExecuTorch files on the CPU through the Python binding, which uses torch tensors."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from edgekd.targets.session import RuntimeOptions, Session, model_path
 def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
     """Open a `model.pte`, which takes one image; see `edgekd.targets.session.Opener`.
 
-    The binding has no setting for threads; ExecuTorch's own pool takes a number that it chooses by the processor.
+    The binding has no setting for threads; ExecuTorch chooses their number by the processor.
 
     Raises:
         NotHere: ExecuTorch is not installed.
-        EdgekdError: a file that it cannot load.
+        EdgekdError: the file cannot be loaded.
     """
     runtime, torch, version = _load()
     path = model_path(artifact, folder)
@@ -40,7 +40,7 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
     load_ms = (time.perf_counter() - started) * 1e3
 
     def run(images: NDArray[np.uint8], alive: Any = program) -> NDArray[np.float32]:
-        # The method points into its program and does not keep it alive.
+        # The method refers to its program without keeping it alive.
         [found] = method.execute([torch.from_numpy(np.ascontiguousarray(images))])
         answer: NDArray[np.float32] = found.numpy().copy()
         return answer
@@ -54,7 +54,7 @@ def check(artifact: Mapping[str, Any]) -> None:
 
 
 def _load() -> tuple[Any, Any, str]:
-    """Return the modules of the runtime and of torch, which it brings, and its version."""
+    """Return the modules of the runtime and of torch, and the runtime's version."""
     from importlib.metadata import version
 
     try:
@@ -62,7 +62,7 @@ def _load() -> tuple[Any, Any, str]:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:
         raise NotHere(
-            "ExecuTorch is not on this machine, and nothing else runs its files.",
+            "ExecuTorch is not installed on this machine.",
             'pip install "edgekd[executorch]"',
         ) from error
     return runtime, torch, version("executorch")

@@ -1,4 +1,4 @@
-"""LiteRT on the CPU, opened the one way edgekd opens it, here and on a device (the device agent carries this file)."""
+"""Open LiteRT files on the CPU (part of the device agent)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PACKAGE = "ai-edge-litert"
 def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
     """Open a `model.tflite`, which takes one image; see `edgekd.targets.session.Opener`.
 
-    Threads are 1 unless given, LiteRT's own default. The XNNPACK delegate takes what it has kernels for, LiteRT's own
-    kernels the rest, all on the CPU.
+    The default is one thread, as in LiteRT. The XNNPACK delegate runs the operators for which it has kernels, and
+    LiteRT the rest, all on the CPU.
 
     Raises:
         NotHere: LiteRT is not installed.
-        EdgekdError: a file that it cannot load, by its own reason.
+        EdgekdError: the file cannot be loaded.
     """
     litert, version = load_litert()
     path, count = model_path(artifact, folder), options.threads or 1
@@ -61,7 +61,7 @@ def load_litert() -> tuple[Any, str]:
     """Return the module of LiteRT's interpreter and its version.
 
     Raises:
-        NotHere: it is not installed, or does not load.
+        NotHere: it is not installed, or cannot be imported.
     """
     from importlib.metadata import version
 
@@ -69,7 +69,7 @@ def load_litert() -> tuple[Any, str]:
         from ai_edge_litert import interpreter
     except (ImportError, OSError) as error:
         raise NotHere(
-            "LiteRT is not on this machine, and nothing else runs its files.",
+            "LiteRT is not installed on this machine.",
             'pip install "edgekd[litert]"',
         ) from error
     return interpreter, version(PACKAGE)

@@ -1,7 +1,4 @@
-"""TensorRT engines in an artifact's folder, opened the one way edgekd opens them, here and on a device.
-
-The device agent carries this file. An engine runs on this machine's GPU and never anywhere else.
-"""
+"""Open TensorRT engines, which run only on this machine's GPU (part of the device agent)."""
 
 from __future__ import annotations
 
@@ -30,15 +27,15 @@ from edgekd.targets.trt.engine import (
 )
 
 ENGINE_FILE = "model.engine"
-"""Built with the artifact and covered by its hashes."""
+"""Engine built at the export, covered by the artifact's hashes."""
 make_ready = ready_engine
-"""Build the engine of an artifact that came without one; see `edgekd.targets.session.Opener`."""
+"""Build the engine of an artifact without one; see `edgekd.targets.session.Opener`."""
 
 
 def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
-    """Open an artifact's engine; see `edgekd.targets.session.Opener`, errors as `open_engine`. Threads mean nothing.
+    """Open an artifact's engine; see `edgekd.targets.session.Opener`, errors as `open_engine`.
 
-    TensorRT has no record of which of its kernels run where: all of them run on the GPU.
+    Threads are ignored. TensorRT does not report a placement: all kernels run on the GPU.
     """
     started = time.perf_counter()
     engine, runtime = open_engine(artifact["details"], Path(folder), feed=feed_for(artifact))
@@ -47,22 +44,22 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
 
 
 def check(artifact: Mapping[str, Any]) -> None:
-    """Refuse a device without TensorRT, cuda-python or a fitting GPU; see `edgekd.targets.session.Opener`."""
+    """Refuse a device without TensorRT, cuda-python or a suitable GPU; see `edgekd.targets.session.Opener`."""
     check_tensorrt(artifact["details"])
 
 
 def open_engine(
     details: Mapping[str, Any], folder: Path, *, feed: Feed = as_pixels, cuda_graph: bool = False
 ) -> tuple[Engine, str]:
-    """Return the engine in `folder`, first the one built on this device, and what runs it.
+    """Return the engine in `folder`, preferably the one built on this device, and the name of its runtime.
 
     Args:
-        details: those of `artifact.json`, as export's writer for TensorRT leaves them.
+        details: `details` of `artifact.json`.
         feed: uint8 `[B, H, W, 3]` → the engine's input.
 
     Raises:
-        NotHere: no engine has been built yet, no TensorRT, no GPU, or an engine for another kind of GPU.
-        EdgekdError: an engine of another TensorRT version, or a damaged one.
+        NotHere: there is no engine, TensorRT or GPU, or the engine is for another kind of GPU.
+        EdgekdError: the engine is damaged or of another TensorRT version.
     """
     local = folder / DEVICE_FILE
     path = local if local.is_file() else folder / ENGINE_FILE
@@ -102,22 +99,22 @@ def open_engine(
 
 @dataclass(frozen=True)
 class Timing:
-    """One call by the GPU's own clock."""
+    """Times of one call by the GPU's clock."""
 
     h2d_ms: float
-    """Images from pinned memory to the GPU."""
+    """Copy of the images from pinned memory to the GPU."""
     compute_ms: float
     d2h_ms: float
-    """Logits back to pinned memory."""
+    """Copy of the logits to pinned memory."""
 
 
 def cuda_call(result: tuple[Any, ...]) -> Any:
-    """Return the value of a `cuda.bindings` call, `(error, *values)`; a CUDA error is an `EdgekdError`."""
+    """Return the value of a `cuda.bindings` call, `(error, *values)`; raise `EdgekdError` for a CUDA error."""
     error, *values = result
     if error.value != 0:
         raise EdgekdError(
             f"CUDA reports {error.name}.",
-            "Look at nvidia-smi: is the GPU free and its driver recent?",
+            "Check with nvidia-smi that the GPU is free and its driver recent.",
         )
     return values[0] if len(values) == 1 else tuple(values) or None
 
@@ -128,7 +125,7 @@ class Engine:
     Args:
         engine: an `ICudaEngine` of `tensorrt` or `tensorrt_rtx`.
         feed: uint8 `[B, H, W, 3]` → the engine's input.
-        cuda_graph: record the launches of each batch size once and relaunch them: less work per call for the CPU.
+        cuda_graph: capture the launches of each batch size in a CUDA graph, which reduces the CPU's work per call.
     """
 
     def __init__(self, engine: Any, *, feed: Feed = as_pixels, cuda_graph: bool = False) -> None:
@@ -166,7 +163,7 @@ class Engine:
         """Run as `run`, and time the copies and the computation.
 
         Raises:
-            EdgekdError: a larger batch than the engine was built for, or a CUDA error.
+            EdgekdError: the batch is larger than the engine's maximum, or there is a CUDA error.
         """
         check_batch(len(images), self.max_batch)
         cuda, batch = self._cuda, len(images)
@@ -201,7 +198,7 @@ class Engine:
             return None
         if batch not in self._graphs:
             cuda = self._cuda
-            self._enqueue()  # TensorRT allocates on the first call of a shape, which a capture must not contain
+            self._enqueue()  # the first call of a shape allocates, which must not be captured
             cuda_call(cuda.cudaStreamSynchronize(self._stream))
             mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
             cuda_call(cuda.cudaStreamBeginCapture(self._stream, mode))
@@ -231,7 +228,7 @@ class Engine:
 
 
 def check_batch(batch: int, largest: int) -> None:
-    """Refuse a batch that the engine was not built for."""
+    """Refuse a batch above the engine's maximum."""
     if batch > largest:
         raise EdgekdError(
             f"The engine was built for batches of up to {largest}, not {batch}.",

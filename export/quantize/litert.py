@@ -1,8 +1,8 @@
 """INT8 for LiteRT: ai-edge-quantizer's static quantization with edgekd's ranges, corrected biases and float logits.
 
-Activations are int8 per tensor, weights int8 per output channel. The last layer has int8 weights too, but rounds its
-input for each image anew and gives float: over all images of PACS the 256 steps of int8 logits would be 0.2 apart, and
-some images decide by less.
+Activations are int8 per tensor, weights int8 per output channel. The last layer also has int8 weights, but quantizes
+its input dynamically and gives float logits: the step of int8 logits on PACS would be 0.2, more than the margin of some
+images.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class _Graph:
 
     model: bytearray
     content: Any
-    """As the quantizer's package reads it; constants are views of `model`, so that a change of one changes the file."""
+    """The parsed file; constants are views of `model`, so changing them changes the file."""
     utils: Any
 
     @classmethod
@@ -90,7 +90,7 @@ class _Graph:
         return operators
 
     def kind(self, operator: Any) -> str:
-        """Return what an operator is, empty for one that is not quantized."""
+        """Return the kind of an operator, empty for one that is not quantized."""
         code = self.content.operatorCodes[operator.opcodeIndex].builtinCode
         return str(getattr(self.utils.TFL_OP_CODE_TO_NAME.get(code), "value", ""))
 
@@ -106,7 +106,7 @@ class _Graph:
 
     @functools.cached_property
     def activations(self) -> dict[str, tuple[int, int]]:
-        """Name → index and rank of every float tensor that an operator writes."""
+        """Return name → index and rank of every float activation."""
         tensors = self.content.subgraphs[0].tensors
         kinds = self.utils.TENSOR_CODE_TO_TYPE
         return {
@@ -119,7 +119,7 @@ class _Graph:
     def values(self, images: NDArray[np.uint8]) -> Iterator[dict[str, NDArray[np.float32]]]:
         """Yield the activations by name, image by image.
 
-        The quantizer's own calibration would look at every constant anew for every image.
+        The quantizer's own calibration reads every constant again for every image.
         """
         from ai_edge_litert.interpreter import Interpreter
 
@@ -145,7 +145,7 @@ class _Graph:
     def observe(self, images: NDArray[np.uint8]) -> tuple[Ranges, Means]:
         """Return the extremes of every activation, and the mean of each channel of the layers' inputs.
 
-        The quantizer's own way is a moving average of the extremes, which cuts off what few images reach.
+        The quantizer's default is a moving average of the extremes, which clips rare values.
         """
         read = {self.name(one.inputs[0]) for one in self.operators if self.kind(one) in _OUTPUTS}
         ranges: Ranges = {}
@@ -164,7 +164,7 @@ class _Graph:
         return ranges, means
 
     def _swished(self) -> list[str]:
-        """Return the activations that only a HardSwish reads, which is 0 below -3 in any case."""
+        """Return the activations used only by a HardSwish, which is 0 below -3."""
         readers = Counter(index for one in self.operators for index in one.inputs)
         return [
             self.name(one.inputs[0])
@@ -173,7 +173,7 @@ class _Graph:
         ]
 
     def correct_biases(self, ranges: Ranges, means: Means) -> int:
-        """Add to each bias what rounding the weights takes away on average, in place; return how many there are."""
+        """Correct each bias for the average shift of rounding the weights, in place; return the number of biases."""
         tensors, corrected = self.content.subgraphs[0].tensors, 0
         readers = Counter(
             tensors[index].buffer for one in self.operators for index in one.inputs if index >= 0
@@ -191,8 +191,8 @@ class _Graph:
             if kind != "FULLY_CONNECTED":  # [O, H, W, I], or [1, H, W, O] of a depthwise one
                 weight = weight.transpose((0, 3, 1, 2) if kind == "CONV_2D" else (3, 0, 1, 2))
             scales = np.abs(weight.reshape(len(weight), -1)).max(axis=1) / 127
-            # An int32 bias has the product of both steps as its unit, which tiny weights make too small for it. One
-            # weight of this size moves the output by less than 0.2 % of the bias.
+            # The scale of an int32 bias is the product of both scales, which is too small for tiny weights. A weight of
+            # this size changes the output by less than 0.2 % of the bias.
             step = float(ranges[read][1] - ranges[read][0]) / 255
             least = np.abs(bias) / max(step, 1e-9) / 2.0**24
             tiny = scales < least
@@ -205,7 +205,7 @@ class _Graph:
         return corrected
 
     def recipe(self) -> Any:
-        """Return what is quantized how."""
+        """Return the quantizer's recipe."""
         from ai_edge_quantizer import algorithm_manager, qtyping, recipe, recipe_manager
 
         rules = recipe_manager.RecipeManager()
@@ -222,6 +222,6 @@ class _Graph:
         return rules.get_quantization_recipe()
 
     def _scope(self, operator: Any) -> str:
-        """Return the pattern that a rule has for one operator."""
+        """Return the pattern of a rule for one operator."""
         name = self.utils.get_op_scope(operator, self.content.subgraphs[0].tensors)
         return f"^{re.escape(name)}$"

@@ -1,4 +1,4 @@
-"""How a target writes INT8: what the search for layers in float needs of it."""
+"""Interface of a quantization scheme, for the search for layers in float."""
 
 from __future__ import annotations
 
@@ -16,44 +16,43 @@ from edgekd.core.predictor import Predictor
 from edgekd.export.quantize.calibration import Calibrator
 
 C = TypeVar("C")
-"""All that is known about a model before a file is written."""
+"""A calibrated model."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Nodes that are quantized together or not at all: a layer or an addition, with what follows it.
+    """Nodes that are quantized together: a layer or an addition, with the operations after it.
 
-    Together the groups hold every operation that INT8 changes, so a file whose groups all stay in float is the FP32
-    file.
+    The groups include every operation that INT8 changes, so a file with all groups in float is the FP32 file.
     """
 
     name: str
-    """For people: the module whose weights it holds, the addition after such a module, or the node's own name."""
+    """Readable name: the module of its weights, the addition after such a module, or the node's own name."""
     nodes: tuple[str, ...]
     """Names of its nodes, the leading one first."""
     weighted: bool
-    """Whether it is a convolution or a matrix product, and so has multiplications to save."""
+    """Whether it is a convolution or a matrix product."""
 
 
 class Scheme(ABC, Generic[C]):
     """A quantization scheme."""
 
     rest: ClassVar[Precision]
-    """What the nodes in float compute in."""
+    """Precision of the nodes in float."""
     timed: ClassVar[bool]
-    """Whether the runtime here is also the device's, so that its time means something."""
+    """Whether files can be timed on this machine."""
 
     @abstractmethod
     def calibrate(self, fp32: Path, images: NDArray[np.uint8], calibrator: Calibrator) -> C:
-        """Measure what the file needs.
+        """Calibrate a model.
 
         Args:
             fp32: the FP32 ONNX file.
-            images: RGB uint8 `[N, H, W, 3]`, prepared with the model's own preprocess.
-            calibrator: how the ranges of activations are chosen.
+            images: RGB uint8 `[N, H, W, 3]`, preprocessed with the model's preprocess.
+            calibrator: calibrator of the ranges of activations.
 
         Raises:
-            EdgekdError: no or all-alike images, wrong shape, or activations that are not finite.
+            EdgekdError: images are missing, all alike or of a wrong shape, or activations are not finite.
         """
 
     @abstractmethod
@@ -61,7 +60,7 @@ class Scheme(ABC, Generic[C]):
         """Write the INT8 file, with the nodes named `in_float` in float.
 
         Returns:
-            For `artifact.json`: method, number of images, what stayed in float.
+            For `artifact.json`: method, number of images, layers in float.
         """
 
     def quantize(
@@ -72,15 +71,15 @@ class Scheme(ABC, Generic[C]):
 
     @abstractmethod
     def groups(self, calibrated: C) -> list[Group]:
-        """Return everything that `write` quantizes, in graph order; no node is in two groups."""
+        """Return the disjoint groups that `write` quantizes, in graph order."""
 
     @abstractmethod
     def weight_errors(self, calibrated: C) -> Mapping[str, float]:
-        """Return layer → squared error that INT8 makes in its weights, relative to their squares."""
+        """Return layer → relative squared error of its INT8 weights."""
 
     @abstractmethod
     def open(self, path: Path) -> Predictor:
-        """Return the output of a file, logits or embeddings, on one thread."""
+        """Return a predictor for a file (logits or embeddings) on one thread."""
 
 
 def relative_error(rows: NDArray[Any], scale: NDArray[Any]) -> float:

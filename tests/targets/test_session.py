@@ -62,7 +62,7 @@ def test_files_of_a_fixed_batch_are_run_in_batches_or_refused(tmp_path: Path) ->
         for name in ("1", "batch")
     )
     np.testing.assert_allclose(logits, wanted, rtol=1e-6)
-    with pytest.raises(EdgekdError, match="takes exactly 4 images at a time"):
+    with pytest.raises(EdgekdError, match="fixed batch of 4"):
         open_session(write_artifact(tmp_path / "four", batch=4), threads=1)
     pieces: list[int] = []
 
@@ -206,7 +206,7 @@ def test_names_and_vectors_that_do_not_fit_are_refused() -> None:
             bank.with_class(name, vector, {})
     with pytest.raises(EdgekdError, match='has the class "Red"'):
         bank.with_class("Red", vector, {})
-    with pytest.raises(EdgekdError, match="do not fit into a space of 3 dimensions"):
+    with pytest.raises(EdgekdError, match="do not fit a space of 3 dimensions"):
         bank.of_text(np.ones(4))
     for broken in (np.zeros(3), np.array([np.nan, 1, 1])):
         with pytest.raises(EdgekdError, match="zero or not finite"):
@@ -215,7 +215,7 @@ def test_names_and_vectors_that_do_not_fit_are_refused() -> None:
 
 def test_only_an_added_class_can_be_taken_out() -> None:
     bank = red_and_green().with_class("blue", np.array([0, 0, 1], dtype=np.float32), {"by": "test"})
-    with pytest.raises(EdgekdError, match='"red" is no class that was added') as caught:
+    with pytest.raises(EdgekdError, match='"red" is not an added class') as caught:
         bank.without_class("red")
     assert "blue" in caught.value.hint
     left = bank.without_class("blue")
@@ -265,7 +265,7 @@ def test_two_changes_at_once_do_not_swallow_one(tmp_path: Path) -> None:
         change_bank(folder, add_blue)
         return bank.with_class("grey", np.ones(3, dtype=np.float32), {"by": "test"})
 
-    with pytest.raises(EdgekdError, match="Somebody else changed"):
+    with pytest.raises(EdgekdError, match="changed at the same time"):
         change_bank(folder, slow)
     assert read_artifact(folder).classes == ("red", "green", "blue")
 
@@ -346,7 +346,7 @@ def test_the_report_states_where_nodes_ran_and_none_is_written_of_a_fallback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fallback = Placement("CUDA", {"CUDA": {"Conv": 1}, CPU: {"Resize": 1}}, "a test")
-    with pytest.raises(EdgekdError, match="fell back: 1 of 2 nodes on CPUExecutionProvider"):
+    with pytest.raises(EdgekdError, match="1 of 2 nodes on CPUExecutionProvider"):
         placed(tmp_path / "fallback", monkeypatch, fallback)
     assert not (tmp_path / "fallback" / "out").exists()
     told = Placement(CPU, {CPU: {"Conv": 12, "Add": 3}}, "ONNX Runtime's profile")
