@@ -1,4 +1,4 @@
-"""The whole measurement: logits of every subject on every suite, latency of every subject, one report."""
+"""Run a benchmark: logits of every subject on every suite, latency of every subject, and the report."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def run_benchmark(
         subjects: several runs may be measured together; each run's teacher and torch student are its references.
         suites: `id` and `ood:<domain>`; a suite of one run is only used for that run's subjects.
         out: gets report.html, report.json, report.md, report.png, MODEL_CARD.md, predictions.npz and latency.npz.
-        speed: how latency, energy and throughput are measured.
-        context: further facts for the report; `runs` is a list of mappings, each a run's `name` and facts.
-        gates: the conditions on every artifact, evaluated in the report; a failed one raises nothing.
+        speed: options of latency, energy and throughput.
+        context: further facts for the report; `runs` is a list of mappings with a run's `name` and facts.
+        gates: conditions on every artifact, evaluated in the report without raising.
         compared: two of the subjects, artifacts, to compare; their latencies are then measured in alternating blocks
             of the same processes.
         examples: show small copies of misclassified images in report.html.
 
     Raises:
-        EdgekdError: nothing to measure, two subjects of one name, an artifact that does not run or that falls back to
-            another provider.
+        EdgekdError: there is nothing to measure, two subjects have the same name, or an artifact does not run or falls
+            back to another provider.
     """
     speed = speed or SpeedOptions()
     _check(subjects, suites)
@@ -139,7 +139,7 @@ def _check(subjects: Sequence[Subject], suites: Sequence[Suite]) -> None:
         )
     names = [f"{subject.run}/{subject.name}" for subject in subjects]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise EdgekdError(f"{twice} is to be measured twice.", "Name each run and artifact once.")
+        raise EdgekdError(f"{twice} is given twice.", "Give each run and artifact once.")
     for subject in subjects:
         if not any(suite.holds(subject) for suite in suites):
             raise EdgekdError(

@@ -1,4 +1,4 @@
-"""Paired comparisons: two files measured in turns, every two files of a run, one run and another."""
+"""Paired comparisons of two files measured in turns, of all files of a run, and of two runs."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def compare(
     """Compare A with B, the two of `pair`.
 
     Args:
-        samples: of A and of B, one entry per process, measured in alternating blocks of the same process.
-        timings: of A and of B; they decide whether the ratio may be stated.
+        samples: samples of A and of B, one entry per process, measured in alternating blocks of the same process.
+        timings: quality of the latencies of A and B, which decides whether the ratio may be stated.
         load: load average per core of this machine before the run.
     """
     first, second = pair
@@ -132,10 +132,10 @@ def gain_rows(
     logits: Logits,
     runs: Sequence[Mapping[str, Any]],
 ) -> Iterator[GainRow]:
-    """Compare each run with a baseline: subjects of the same name, on the images that both runs were measured on.
+    """Compare each run with a baseline, by subjects of the same name on the images of both runs.
 
-    The base of a distilled run is the first run without teacher; that of a run with unlabelled images also the first
-    other run without them, of the same recipe where there is one. Without either it is the first run.
+    The base of a distilled run is the first run without a teacher. A run with unlabelled images is also compared with
+    the first other run without them, preferably of the same recipe. Otherwise the base is the first run.
 
     Args:
         runs: facts of each run: `name`, `recipe`, and `unlabelled` where unlabelled images took part in training.

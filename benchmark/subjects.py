@@ -1,4 +1,4 @@
-"""Who is measured, and on what: the models (subjects) and the sets of test images (suites) of a benchmark."""
+"""The models (subjects) and the sets of test images (suites) of a benchmark."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ class Subject:
         run: name of the training run it belongs to.
         kind: teacher zero-shot, the student in torch, or an exported file.
         precision: such as `fp32`, `fp16`, `int8`.
-        preprocess: how its pixels are made.
+        preprocess: its preprocessing.
         predict: uint8 `[B, H, W, 3]` → float32 logits `[B, C]`.
         classes: C class names, in the order of the logits.
         folder: the artifact's folder; None for teacher and torch student.
-        identity: two subjects with the same non-empty identity are the same model (the teacher of two runs), which is
-            measured once and shown once.
-        threads: threads `predict` works with, where the caller sets them; artifacts report their own.
-        device: where the numbers come from; `local` is this machine.
+        identity: subjects with the same non-empty identity are the same model (such as the teacher of two runs), which
+            is measured and shown once.
+        threads: threads of `predict`, if the caller sets them; artifacts report their own.
+        device: the measuring device; `local` is this machine.
         measured: results of a device; `predict` is then only a comparison.
         variants: name of a prompt variant → the model with it; empty for a model with fixed classes.
         placement: returns which nodes run where; None where the runtime does not report it.
         counted: parameters and multiply-accumulates of one prediction; None where they cannot be counted.
         with_classes: of a file that ends in an embedding: names of classes and their unit vectors float32 `[C, D]` in
             the student's space → the predictor among these.
-        here: False where the runtime of an artifact is not on this machine, so that only a device can run it.
+        here: whether the runtime of an artifact is on this machine; if not, only a device can run it.
     """
 
     name: str
@@ -93,23 +93,23 @@ class Subject:
 
     @property
     def who(self) -> tuple[str, str]:
-        """Run and name, as rows of a report have them."""
+        """Return run and name, as in the rows of a report."""
         return self.run, self.name
 
     @property
     def key(self) -> str:
-        """Same for subjects that are the same model."""
+        """Return a key that is equal for subjects with the same model."""
         return f"{self.kind}:{self.identity}" if self.identity else f"{self.run}/{self.name}"
 
 
 @dataclass(frozen=True, eq=False)
 class Suite:
-    """Images to measure on.
+    """A set of test images.
 
     Attributes:
         name: `id`, `val`, `test:<name>`, `seen:<name>`, `adapted:<name>`, `ood:<name>`, `clean:<name>`,
             `corruption:<name>:<severity>`, `cue:<name>`, `vocab:<name>`, `unknown:<name>`.
-        images: where they come from.
+        images: the image set.
         indices: int64 `[n]` into `images`.
         run: only subjects of this run are measured on it (runs that left out different domains); None for all.
         family: what kind of images they are, see `rows.Family`; None derives it from the name.
@@ -140,7 +140,7 @@ class Suite:
 
     @property
     def kind(self) -> Family:
-        """The family, by the name's first word where none was given."""
+        """Return the family, by default from the first word of the name."""
         return self.family or _FAMILIES[self.name.partition(":")[0]]
 
     @property
@@ -154,7 +154,7 @@ class Suite:
         return self.images.domain_of[self.indices]
 
     def holds(self, subject: Subject) -> bool:
-        """Return whether the subject is measured on it: one of its run that has its prompt variant."""
+        """Return whether the subject is measured on it, by its run and prompt variant."""
         return self.concerns(subject) and (self.variant is None or self.variant in subject.variants)
 
     def concerns(self, subject: Subject) -> bool:
@@ -163,7 +163,7 @@ class Suite:
 
 
 def clock_places(suites: Sequence[Suite]) -> tuple[int, NDArray[np.int64]]:
-    """Return the suite whose images are timed (`id` where there is one), and 64 indices into its images."""
+    """Return the suite whose images are timed (`id` if possible), and 64 indices into its images."""
     number = next((number for number, suite in enumerate(suites) if suite.name == "id"), 0)
     indices = suites[number].indices
     return number, indices[np.linspace(0, len(indices) - 1, MIN_BUFFERS).round().astype(int)]

@@ -1,8 +1,7 @@
 """Metrics of float logits `[N, C]` with int labels `[N]`, N > 0, and of the detection of unknown classes.
 
-Fractions are 0–1, never percent. A tie between logits goes to the lower class index. The detection metrics take one
-score per known image, float `[N]`, and per unknown image, float `[M]`, larger for known. Equal scores are one
-threshold, never an order.
+Fractions are 0–1. Ties between logits go to the lower class index. The detection metrics take one score per known
+image, float `[N]`, and per unknown image, float `[M]`, larger for known images. Equal scores share a threshold.
 """
 
 from __future__ import annotations
@@ -126,7 +125,7 @@ def agreement(first: Logits, second: Logits) -> float:
 
 
 TEMPERATURES = (0.05, 20.0)
-"""Bounds of the search: a model that is always right on few images would otherwise get 0."""
+"""Bounds of the search, since a model without errors on few images would otherwise get 0."""
 
 
 def fit_temperature(logits: Logits, labels: Labels) -> float:
@@ -163,8 +162,8 @@ def auroc(known: Scores, unknown: Scores) -> float:
 def average_precision(positive: Scores, negative: Scores) -> float:
     """Return Σ over distinct thresholds of (recall gained · precision there): the area under precision over recall.
 
-    Chance is the share of positives among all images, so values compare between equal shares only. No line is drawn
-    between thresholds, which would be too favourable (Davis & Goadrich 2006).
+    Chance is the share of positives, so values can only be compared for equal shares. There is no interpolation between
+    thresholds, which would be too favourable (Davis & Goadrich 2006).
 
     Args:
         positive: scores that should be higher. For `aupr_in` those of known images, for `aupr_out` the negated ones of
@@ -197,8 +196,7 @@ def fpr_at_95(known: Scores, unknown: Scores) -> float:
 def auroc_draws(known: Scores, unknown: Scores, *, replicates: int = 2000) -> NDArray[np.float64]:
     """Return the AUROC of bootstrap samples, `[replicates]`: known and unknown images are drawn separately.
 
-    The draws depend on the two numbers of images alone. Two models' draws on the same images are therefore
-    paired, and their difference is that of the models on the same samples.
+    The draws depend only on the two numbers of images, so the draws of two models on the same images are paired.
     """
     rng = np.random.default_rng(0)
     n, m = len(known), len(unknown)

@@ -1,4 +1,4 @@
-"""Which of the measured files to ship, and the table that the choice is made from.
+"""Recommend a file to ship, with a table of the measured files.
 
 `edgekd benchmark` and `edgekd export --target auto` end with the same recommendation.
 """
@@ -42,10 +42,9 @@ class Recommendation:
 def recommend(report: Report) -> Recommendation | None:
     """Choose among the exported files; None where none was measured.
 
-    Of the files that pass every gate: the most accurate out of domain (on the adapted domains, in domain, where that
-    is not measured). A file of the same run whose export loss is not shown takes its place if it is shown to be faster,
-    or if it is smaller and its p50 is not higher. Where no file passes, the one whose largest excess over a limit,
-    relative to the limit, is the smallest.
+    It is the most accurate file out of domain (else on the adapted domains, else in domain) among those that pass every
+    gate. A file of the same run without a significant export loss takes its place if it is significantly faster, or
+    smaller at no higher p50. If no file passes, it is the one with the smallest relative excess over a limit.
     """
     files = report.exported
     if not files:

@@ -1,7 +1,6 @@
-"""The definition of a number: name, unit, direction, formula and source, written beside the field that holds it.
+"""Definitions of metrics: name, unit, direction, formula and source, declared with the field of a row.
 
-Tables, gates, charts, the model card, the definitions in every report and the JSON Schema read these definitions and
-nothing else.
+Tables, gates, charts, the model card, the definitions in every report and the JSON Schema are derived from them.
 """
 
 from __future__ import annotations
@@ -56,12 +55,12 @@ _FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "p": ("", p_value),
     "": ("", "{:.3f}".format),
 }
-"""Unit → what follows the name in a heading, and how a value is written. `%` and `points` are stored as fractions."""
+"""Unit → suffix of the heading, and format of a value. `%` and `points` are stored as fractions."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a report; `metric` declares it as a field of a row.
+    """The definition of a number in a report; `metric` declares it as a field of a row.
 
     Attributes:
         name: as tables show it.
@@ -69,11 +68,11 @@ class Metric:
             (stored as joules), `W`, `1/s`, `count`, `p`, or none.
         better: which direction is better; empty where neither is.
         source: the paper or document that defines it.
-        missing: why the value can be None.
+        missing: the reason for a value of None.
         interval: name of the field with its 95 % interval.
-        gate: whether a gate may use it; by default whatever has a better direction.
-        compute: calculates it from logits and labels; the evaluation then fills the field of every accuracy row.
-        formula: the definition: the docstring under the field.
+        gate: whether a gate may use it; by default metrics with a direction.
+        compute: function of logits and labels, with which the evaluation fills the field of every accuracy row.
+        formula: the definition, which is the docstring of the field.
     """
 
     name: str

@@ -273,7 +273,7 @@ def test_two_changes_at_once_do_not_swallow_one(tmp_path: Path) -> None:
 def test_altered_bank_and_artifact_without_one_are_refused(tmp_path: Path) -> None:
     folder = write_colours(tmp_path / "a")
     (folder / "bank.npz").write_bytes(add_blue(red_and_green()).to_bytes())
-    with pytest.raises(EdgekdError, match="is not the file that artifact"):
+    with pytest.raises(EdgekdError, match="does not match artifact"):
         change_bank(folder, add_blue)
     manifest = json.loads((folder / "artifact.json").read_text())
     (folder / "artifact.json").write_text(json.dumps({**manifest, "bank": None}))
