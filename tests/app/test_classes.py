@@ -121,7 +121,7 @@ def test_a_class_by_name_needs_the_teacher_of_the_run(
         np.testing.assert_array_equal(bank.vectors[2], [0, 0, 1])
         return bank.facts["added"][0]
 
-    with pytest.raises(EdgekdError, match="is not the teacher in whose space"):
+    with pytest.raises(EdgekdError, match="is not the teacher of"):
         edgekd.add_class(artifact, "blue", teacher=f"local-dir:{tiny_teacher}")
     monkeypatch.setattr(teachers, "load_teacher", lambda spec: Teacher() if spec == "toy" else None)
     edgekd.add_class(artifact, "blue")

@@ -1,4 +1,4 @@
-"""A map over a stream whose work runs ahead in threads."""
+"""Map a function over a stream with threads that work ahead."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def map_ahead(
     """Yield `function(item)` of each item in order, computed by threads.
 
     Args:
-        items: read on the caller's thread, as they are needed.
-        ahead: items that are in work while the caller uses a result, at least 1; bounds the memory.
+        items: read on the caller's thread when needed.
+        ahead: number of items in progress while the caller uses a result, at least 1; limits the memory.
 
     Raises:
-        Exception: whatever `function` raises, at the item's place.
+        Exception: the exceptions of `function`, at the item's place.
     """
     waiting: deque[Future[Result]] = deque()
     remaining = iter(items)

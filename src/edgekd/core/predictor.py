@@ -1,4 +1,4 @@
-"""The one way to run a model: teacher, torch student, exported file (the device agent carries this module)."""
+"""The interface of every model: teacher, torch student, exported file (part of the device agent)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`; of a file that ends in an embedding, unit vectors `[B, D]`."""
+"""RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`, or unit vectors `[B, D]` for a file that ends in an embedding."""
 
 
 def in_batches(
     predict: Predictor, images: NDArray[np.uint8], most: int | None = 16
 ) -> NDArray[np.float32]:
-    """Return what `predict` gives for images `[B, H, W, 3]`, B ≥ 1, with at most `most` of them in a call.
+    """Return `predict` of images `[B, H, W, 3]`, B ≥ 1, with at most `most` of them per call.
 
     Args:
-        most: None: all in one call.
+        most: maximum batch size; None is all in one call.
     """
     if most is None or len(images) <= most:
         return predict(images)
