@@ -1,4 +1,4 @@
-"""Images without labels: from a folder however deep, a manifest or the toy data, and how they join a training set."""
+"""Unlabelled images from folders, manifests, packed sources or toy data, and joining them to a training set."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from edgekd.data.subsets import untested_half
 from edgekd.data.toy import DOMAINS
 
 NO_DOMAIN = -1
-"""Domain of an image that belongs to none of the labelled ones."""
+"""Domain of an unlabelled image."""
 TOY_SEED = 1
-"""Of the unlabelled toy images; the labelled suite has seed 0, so the two share no image."""
+"""Seed of the unlabelled toy images; the labelled suite has seed 0, so they have no image in common."""
 TOY_PER_CLASS = 20
 NO_DATA = "none"
-"""The `data` of a run without labelled images."""
+"""Value of `data` for a run without labelled images."""
 _EXCLUDED = {
     "train": "labelled training image",
     "val": "validation image",
@@ -33,17 +33,16 @@ _EXCLUDED = {
 
 
 def load_unlabelled(source: str | Path) -> ImageSet:
-    """Load images of no class.
+    """Load unlabelled images.
 
-    Files that are no images or cannot be read are left out, with one warning. The order is that of the paths.
+    Files that are not readable images are skipped, with one warning. Images are in the order of their paths.
 
     Args:
-        source: a folder, with all folders in it; a `.csv` or `.parquet` manifest, whose column `label` may be absent
-            and does not count; WebDataset shards or `hf:NAME`, whose labels do not count; or `toy:STYLE`, 200
-            drawings of that style that are not in the toy data.
+        source: a folder, searched recursively; a `.csv` or `.parquet` manifest, WebDataset shards or `hf:NAME`, whose
+            labels are ignored; or `toy:STYLE`, 200 drawings of a style that are not in the toy data.
 
     Raises:
-        EdgekdError: no such source, no image in it, none that can be read.
+        EdgekdError: the source is missing or has no readable image.
     """
     if str(source).startswith("toy:"):
         return _toy_style(str(source).removeprefix("toy:"))
@@ -69,21 +68,21 @@ def with_unlabelled(
 ) -> tuple[ImageSet, Split]:
     """Join the unlabelled images of a run to its labelled ones.
 
-    Images of the split and repeated contents are left out and counted in one warning. Where images of the unseen
-    domain are among them, its style counts as seen without labels.
+    Images of the split and duplicates are skipped and counted in one warning. If images of the unseen domain are among
+    them, that domain counts as seen without labels.
 
     Args:
         images: labelled images.
-        split: of `images`; with the unlabelled images of a run that began before, those are taken again.
-        sources: as `load_unlabelled` takes them.
-        limit: only so many of them, the first by content key.
-        adapt: images of the unseen domain that train without labels, from the half that is not tested.
+        split: split of `images`; if it has unlabelled images of an earlier start of the run, these are used again.
+        sources: as in `load_unlabelled`.
+        limit: maximum number of images, the first by content key.
+        adapt: number of images of the unseen domain that train without labels, from the untested half.
 
     Returns:
-        The labelled images with the unlabelled ones behind them, and the split with their contents and names.
+        The labelled images followed by the unlabelled ones, and the split with their contents and names.
 
     Raises:
-        EdgekdError: a source that cannot be loaded, no image left, or images that the run began with are gone.
+        EdgekdError: a source cannot be loaded, no image is left, or images of an earlier start are missing.
     """
     role_of = {key: role for role in ROLES for key in split.entries[role].values()}
     parts: list[ImageSet] = []
@@ -129,7 +128,7 @@ def with_unlabelled(
 
 
 def _with_keys(parts: Sequence[ImageSet], keys: Collection[str]) -> list[ImageSet]:
-    """Return the images of these contents; sets without any are left out."""
+    """Return the images with these content keys, without empty sets."""
     chosen = set(keys)
     return [fewer for part in parts if len(fewer := part.with_keys(chosen))]
 
@@ -145,7 +144,7 @@ def _check_complete(wanted: Collection[str], there: Collection[str]) -> None:
 def keep_unlabelled(
     images: ImageSet, split: Split, kept: Collection[str]
 ) -> tuple[ImageSet, Split]:
-    """Drop the unlabelled images whose content key is not in `kept`; arguments and result as of `with_unlabelled`."""
+    """Drop the unlabelled images whose content key is not in `kept`; arguments and result as in `with_unlabelled`."""
     assert isinstance(images.reader, JoinedReader)
     found = {name: key for name, key in split.unlabelled.items() if key in kept}
     first, *others = images.reader.parts
@@ -154,7 +153,7 @@ def keep_unlabelled(
 
 
 def join(parts: Sequence[ImageSet]) -> ImageSet:
-    """Put sets of images one after the other; the first one has the labels, the classes and the domains."""
+    """Concatenate image sets; the first one has the labels, the classes and the domains."""
     first, *others = parts
     if not others:
         return first
@@ -177,18 +176,18 @@ def label_free(
     seed: int = 0,
     before: Path | None = None,
 ) -> tuple[ImageSet, Split]:
-    """Load the images of a run without any label.
+    """Load the images of a run without labels.
 
     Args:
-        sources: as `load_unlabelled` takes them.
+        sources: as in `load_unlabelled`.
         classes: names that the student learns to distinguish.
-        limit: only so many images, the first by content key.
-        seed: of the order by content hash in which a tenth is held out.
-        before: `split.json` of the run, where it exists.
+        limit: maximum number of images, the first by content key.
+        seed: seed of the content-hash order, by which a tenth is held out.
+        before: `split.json` of the run, if it exists.
 
     Returns:
-        The images, the held-out ones first, and a split with these in `val`: they have no label, and serve to compare
-        the student with its teacher and an exported file with the student.
+        The images, held-out ones first, and a split with these in `val`, for comparing student and teacher, and
+        exported file and student.
 
     Raises:
         EdgekdError: as `with_unlabelled`; fewer than two images.

@@ -1,4 +1,4 @@
-"""A finished run on classes that it never trained on: by the texts of their names, and by a few images."""
+"""Evaluate a finished run on unseen classes, by texts and by a few images."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from edgekd.distill.models.teachers import ClipTeacher, Teacher, load_teacher
 from edgekd.evaluation.gather import trained_of
 
 Keys = Literal["student", "teacher"]
-"""Whose embeddings of the few images are the cache."""
+"""Model whose embeddings of the few images are cached."""
 COPIES = 10
-"""Of each image, where the teacher's are cached; the first is the plain one (Li et al.'s program)."""
+"""Number of cached teacher embeddings per image; the first is of the plain image (Li et al.'s program)."""
 
 
 def can_zero_shot(loaded: LoadedRun) -> bool:
-    """Return whether the student's head is the teacher's texts, which new classes have too."""
+    """Return whether the student has a text head, which can take new classes."""
     return loaded.student.embeds and loaded.student.head is None and loaded.bank is not None
 
 
@@ -62,7 +62,7 @@ def own_teacher(loaded: LoadedRun) -> Teacher:
     """Load the teacher of the run.
 
     Raises:
-        EdgekdError: it is gone, or its weights are others by now.
+        EdgekdError: it is missing, or its weights have changed.
     """
     model, run = load_teacher(loaded.run.teacher), loaded.run
     if model.id != run.teacher_id:
@@ -74,7 +74,7 @@ def own_teacher(loaded: LoadedRun) -> Teacher:
 
 @torch.inference_mode()
 def teacher_keys(loaded: LoadedRun, images: ImageSet, shots: NDArray[np.int64]) -> Tensor:
-    """Return the teacher's embeddings of the images at `shots` as the student is to match them.
+    """Return the teacher's embeddings of the images at `shots`, in the student's space.
 
     As in Li et al.'s program: the plain image and nine augmented copies, each a key of its own, copy after copy:
     `[copies · len(shots), D]`. The copies are the run's views in place of RandAugment(2, 9). A file of embeddings has
