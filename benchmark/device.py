@@ -41,7 +41,7 @@ def on_devices(
     """Return teacher and torch student, and every artifact as measured by each of the devices `specs`.
 
     Raises:
-        EdgekdError: there is no artifact, or a device is unknown, has none of the runtimes or cannot measure.
+        EdgekdError: no artifact, no such device, or one that cannot measure it.
     """
     result = [subject for subject in subjects if subject.folder is None]
     for spec in specs:

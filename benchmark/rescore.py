@@ -25,7 +25,7 @@ _NOT_PREDICTED = ("size_mb", "parameters", "macs", "same_as")
 def rescore(folder: Path) -> Report:
     """Return the report of `folder` with all numbers that follow from logits recomputed from predictions.npz.
 
-    Latency, gates, comparisons, a data set's own metrics and everything else are those of the stored report.
+    Everything else, latency and gates too, is as stored.
 
     Raises:
         EdgekdError: there is no report, or the predictions do not belong to it.

@@ -8,9 +8,10 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,24 +22,62 @@ from edgekd.core.errors import Stopped
 from edgekd.core.tensors import loaded_from, read_torch, write_torch
 from edgekd.distill.averaging import LastWeights
 from edgekd.distill.launch import Fabric
+from edgekd.distill.losses import Batch
+from edgekd.distill.models.batchnorm import Fold
 from edgekd.distill.progress import Progress, Speed
 
 
-class Resumable(Protocol):
-    """A model that trains, with further state."""
+class Task(ABC):
+    """What the loop trains: an image classifier, or a vision-language student."""
 
-    @property
-    def model(self) -> nn.Module:
-        """Return the module with all trained parameters."""
+    model: nn.Module
+    """Return the module with all trained parameters."""
+    source: Callable[[int], Any]
+    """Makes the raw batch of a step."""
+
+    @abstractmethod
+    def train_only(self, parts: tuple[str, ...]) -> None:
+        """Freeze all parts of the model but these."""
+
+    @abstractmethod
+    def views(self, raw: Any) -> Any:
+        """Return the student's input for a raw batch."""
+
+    @abstractmethod
+    def teacher_features(self, raw: Any) -> Any:
+        """Return the teacher's features of the same input, None without a teacher."""
+
+    @abstractmethod
+    def forward(self, model: nn.Module, views: Any, teacher: Any, raw: Any) -> Batch:
+        """Return the student's output and its targets."""
+
+    @abstractmethod
+    def names(self, raw: Any) -> list[str]:
+        """Return the names of a batch's images."""
+
+    @abstractmethod
+    def accuracy(self, model: nn.Module) -> float:
+        """Return the mean accuracy over the source domains' validation images, 0–1."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module) -> float:
+        """Return the loss on source validation (for SWAD)."""
+
+    def folds(self) -> list[Fold]:
+        """Return the BatchNorms of the model that a forward pass may fold into convolutions."""
+        return []
+
+    def update(self, teacher: Any) -> None:
+        """Update state that depends on the teacher's features, after a step."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state other than the model's."""
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-
-    def accuracy(self, model: nn.Module) -> float:
-        """Return the mean accuracy over the source domains' validation images, 0–1."""
+        return None
 
 
 class StopRequest:
@@ -129,7 +168,7 @@ class Checkpoint:
     def save(
         self,
         done: int,
-        task: Resumable,
+        task: Task,
         average: LastWeights | None,
         optimizer: torch.optim.Optimizer | None,
         progress: Progress,
@@ -153,7 +192,7 @@ class Checkpoint:
         self._saved_at = time.monotonic()
         self._fabric.barrier()
 
-    def restore(self, task: Resumable) -> int:
+    def restore(self, task: Task) -> int:
         """Load the checkpoint into `task`; return the steps done, 0 without a checkpoint."""
         if not self.path.exists():
             say("no checkpoint was written yet; starting from the first step")
@@ -182,9 +221,7 @@ class Checkpoint:
                     raise ValueError("moments of other weights")
             average.load_state_dict(self._loaded["average"])
 
-    def evaluate(
-        self, done: int, task: Resumable, average: LastWeights, progress: Progress
-    ) -> None:
+    def evaluate(self, done: int, task: Task, average: LastWeights, progress: Progress) -> None:
         """Evaluate on source validation, and keep the best weights."""
         if self._fabric.is_global_zero:
             accuracy = task.accuracy(average.module)

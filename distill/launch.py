@@ -111,11 +111,7 @@ def precision_of(config: TrainConfig) -> Literal["32-true", "bf16-mixed", "16-mi
 
 
 def make_fabric(config: TrainConfig, launch: Launch | None = None) -> Fabric:
-    """Set up one process, several on this machine, or those of torchrun (`launch`).
-
-    Raises:
-        EdgekdError: the batch size is not a multiple of the number of processes.
-    """
+    """Set up one process, several here, or those that torchrun started; they divide the batch, or `EdgekdError`."""
     processes: ClusterEnvironment
     if launch:
         devices, nodes, strategy = launch.local_world, launch.world // launch.local_world, "ddp"
@@ -159,12 +155,9 @@ _FEW_PIXELS = 32 * 64**2
 
 @contextlib.contextmanager
 def step_threads(fabric: Fabric, pixels: int) -> Iterator[None]:
-    """Train small steps on one thread; `OMP_NUM_THREADS` overrides this.
+    """Train steps of few `pixels` on one thread, whatever else the machine does; `OMP_NUM_THREADS` overrules it.
 
-    The number of threads changes the last bits of the weights, so it depends on the settings, not on timing.
-
-    Args:
-        pixels: pixels of the images of one process in a step.
+    The number of threads changes the last bits of the weights, so it follows from the settings, not from a timing.
     """
     before = torch.get_num_threads()
     chosen = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & set(os.environ)
@@ -181,14 +174,10 @@ _LARGEST = 2**30
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc reuse large blocks instead of returning them to the kernel.
+    """Let glibc reuse large blocks instead of returning them to the kernel; return whether it accepts that.
 
-    By default glibc maps every block above 32 MiB again. Activations of a batch are that large, so the kernel clears
-    and maps the same pages at every step, which takes about a tenth of a mobilenetv3 step at 128 px
-    (docs/measurements.md).
-
-    Returns:
-        Whether memory is allocated by glibc and the setting was accepted.
+    It maps every block beyond 32 MiB anew, and a batch's activations are that large: at every step the kernel then
+    clears and maps the same pages again, about a tenth of a mobilenetv3 step at 128 px (docs/measurements.md).
     """
     if sys.platform != "linux":
         return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import logging
 import os
 import re
@@ -13,7 +12,7 @@ from typing import Any
 
 from edgekd.configs.train import LOGGERS
 from edgekd.core.console import warn
-from edgekd.core.errors import EdgekdError, first_line
+from edgekd.core.errors import EdgekdError, first_line, optional
 from edgekd.core.files import write_json
 from edgekd.core.readers import read_object, read_text
 
@@ -25,14 +24,10 @@ which detects copies."""
 
 
 class Loggers:
-    """Several loggers as one.
+    """Several loggers as one; local files go to `out`, the run's folder.
 
-    Args:
-        out: the run folder, also for local log files.
-        resume_at: steps done before; TensorBoard hides later ones.
-
-    Raises:
-        EdgekdError: a package is missing, or a service cannot be used.
+    `resume_at` are steps done before; what TensorBoard has of later ones is hidden. A missing package, and a service
+    that refuses, are an `EdgekdError`.
     """
 
     def __init__(self, names: Sequence[str], out: Path, resume_at: int = 0) -> None:
@@ -122,11 +117,7 @@ def _attach(service: str, logger: Any, title: str, kind: str, paths: Sequence[Pa
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Check that the packages of these loggers are installed.
-
-    Raises:
-        EdgekdError: a package is missing.
-    """
+    """Raise an `EdgekdError` that names the extra if the packages of one of these loggers are missing."""
     for name in names:
         if name in _CLASSES:
             _class(name)
@@ -186,13 +177,7 @@ def _logged(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _class(name: str) -> Any:
-    try:
-        importlib.import_module(name)
-        loggers = importlib.import_module("pytorch_lightning.loggers")
-        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-        return getattr(loggers, _CLASSES[name])
-    except ImportError as error:
-        raise EdgekdError(
-            f"The logger {name} needs packages that are not installed.",
-            f'Install them: pip install "edgekd[{name}]".',
-        ) from error
+    optional(name, name, f"The logger {name}")
+    loggers = optional("pytorch_lightning.loggers", name, f"The logger {name}")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    return getattr(loggers, _CLASSES[name])

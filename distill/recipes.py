@@ -228,8 +228,7 @@ _OTHERS = {"labels", "teacher", "bank", "visual_bank", "domain_bank", "captions"
 def get_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Return a recipe by name, with its numbers replaced by `overrides[stage][field]`.
 
-    Raises:
-        EdgekdError: no such recipe, stage, field, term, mask or confidence; shares that do not add up to 1.
+    An unknown recipe, stage, field, term, mask or confidence, and shares that do not add up to 1, are an `EdgekdError`.
     """
     _check_known("There is no recipe", [name], RECIPES, " See: edgekd list recipes.")
     recipe = RECIPES[name]

@@ -68,11 +68,7 @@ class TextBank:
 
 
 def read_text_bank(path: Path) -> TextBank:
-    """Load a bank written by `TextBank.write`.
-
-    Raises:
-        EdgekdError: the file is missing or damaged, or its arrays do not match.
-    """
+    """Load a bank written by `TextBank.write`; a missing or damaged one is an `EdgekdError`."""
     hint = "Train the run again with --overwrite."
     tensors, facts = read_tensors(path, "text bank", hint)
 

@@ -56,14 +56,10 @@ def descriptions_for(spec: str, classes: Sequence[str]) -> Descriptions:
 def stored_descriptions(
     path: Path | None, spec: str, classes: Sequence[str], *, may_run: bool
 ) -> Descriptions:
-    """Return sentences for every class: the stored ones, and for other classes those of `spec`.
+    """Return sentences for every class: those in the file `path`, if it exists, and for the others those of `spec`.
 
-    A language model gives different output every time, so its output is stored and reused for prediction.
-
-    Args:
-        path: file of a run or a study, which need not exist.
-        spec: as in `descriptions_for`.
-        may_run: whether the user of this process gave `spec`. A command that was read from a file is never run.
+    A language model answers differently every time, so training and prediction agree only if its output is read back. A
+    command runs only if `may_run`: it was given to this very process, and not read from a file.
     """
     stored = {}
     if path is not None and path.exists():
@@ -155,8 +151,7 @@ def _json_pairs(path: Path, text: str, what: str) -> list[tuple[str, Any]]:
 def read_vocabulary(path: Path) -> tuple[str, ...]:
     """Read names to distil for, one per line; empty lines and lines that start with # are skipped.
 
-    Raises:
-        EdgekdError: the file is unreadable, has fewer than two names, or a name twice (ignoring case, `_` as space).
+    Fewer than two names, and a name twice (after `_` → space, without case), are an `EdgekdError`.
     """
     text = read_text(path, "vocabulary", "Check --vocabulary.")
     lines = [printable(line.strip()) for line in text.splitlines()]
@@ -176,8 +171,7 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
 def read_captions(path: Path, ids: Sequence[str]) -> list[str]:
     """Return the caption of each image of `ids`, from a JSON object (id → caption) or a CSV (image, caption).
 
-    Raises:
-        EdgekdError: the file is unreadable, or an image has no caption or two.
+    An image without a caption, or with two, is an `EdgekdError`.
     """
     text = read_text(path, "captions file", "Check --captions.")
     pairs: list[tuple[Any, Any]]

@@ -10,9 +10,10 @@ import contextlib
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from edgekd.configs.train import TrainConfig
+from edgekd.core.ahead import map_ahead
 from edgekd.core.console import is_main_process, say, set_rank, shell_word
 from edgekd.core.errors import EdgekdError, Stopped
 from edgekd.core.folders import RUN, growing
@@ -27,13 +29,12 @@ from edgekd.core.manifest import Run, read_run
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
 from edgekd.distill.averaging import Ema, LastWeights, Swad
-from edgekd.distill.checkpoint import Checkpoint, Resumable, StopRequest
+from edgekd.distill.checkpoint import Checkpoint, StopRequest, Task
 from edgekd.distill.classification.estimate import outline
 from edgekd.distill.classification.finish import finish
 from edgekd.distill.classification.plan import load_data, settle
 from edgekd.distill.classification.setup import build, initialise, prepare
 from edgekd.distill.classification.task import Classification
-from edgekd.distill.inputs.batches import Prefetcher
 from edgekd.distill.launch import (
     Fabric,
     find_launch,
@@ -42,8 +43,8 @@ from edgekd.distill.launch import (
     step_threads,
     total,
 )
-from edgekd.distill.losses import Batch, objective
-from edgekd.distill.models.batchnorm import Fold, folded, training_mode
+from edgekd.distill.losses import objective
+from edgekd.distill.models.batchnorm import folded, training_mode
 from edgekd.distill.progress import Progress, evaluation_steps
 from edgekd.distill.recipes import Stage
 
@@ -53,38 +54,6 @@ SWAD_EVALUATIONS = 20
 Callback = Callable[[Classification, nn.Module, int, tuple[int, ...]], None]
 """Called as `callback(task, model, done, steps)` on process 0 with the weights that would be saved after `done` steps.
 `steps` are all steps at which it is called. It must not change the run."""
-
-
-class Task(Resumable, Protocol):
-    """Interface of a task for the loop: an image classifier, or a vision-language student."""
-
-    @property
-    def source(self) -> Callable[[int], Any]:
-        """Return the function that creates the raw batch of a step."""
-
-    def train_only(self, parts: tuple[str, ...]) -> None:
-        """Freeze all parts of the model but these."""
-
-    def folds(self) -> list[Fold]:
-        """Return the BatchNorms of the model that a forward pass may fold into convolutions."""
-
-    def views(self, raw: Any) -> Any:
-        """Return the student's input for a raw batch."""
-
-    def teacher_features(self, raw: Any) -> Any:
-        """Return the teacher's features of the same input, None without a teacher."""
-
-    def forward(self, model: nn.Module, views: Any, teacher: Any, raw: Any) -> Batch:
-        """Return the student's output and its targets."""
-
-    def update(self, teacher: Any) -> None:
-        """Update state that depends on the teacher's features, after a step."""
-
-    def loss(self, model: nn.Module) -> float:
-        """Return the loss on source validation (for SWAD)."""
-
-    def names(self, raw: Any) -> list[str]:
-        """Return the names of a batch's images."""
 
 
 def fit(
@@ -136,10 +105,13 @@ def fit(
         evaluations = evaluation_steps(span, validate_every) if final else ()
 
         # The student's views, float [b, 3, S, S] in 0–1, are also prepared during the previous step.
-        stop = start if checkpoint.patience_over else span.stop
-        batches = Prefetcher(partial(_with_views, task), range(start, stop))
+        todo = range(start, start if checkpoint.patience_over else span.stop)
+        batches = map_ahead(partial(_with_views, task), todo, ahead=1)
         done, stopping = start, False
-        for step, (raw, views) in batches:
+        for step in todo:
+            since = time.perf_counter()
+            raw, views = next(batches)
+            waited_s = time.perf_counter() - since
             # Mode and learning rate of this step.
             training_mode(model, frozen_bn=frozen_bn)
             constant = config.average == "swad" and final
@@ -168,7 +140,7 @@ def fit(
             # Log, validate, checkpoint.
             done = step + 1
             images = len(batch.labels) * fabric.world_size
-            progress.step(step, stage.name, loss, values, lr, images, batches.waited_s)
+            progress.step(step, stage.name, loss, values, lr, images, waited_s)
             if validate_every and done in evaluations:
                 checkpoint.evaluate(done, task, average, progress)
             if callback and done in evaluations:

@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from torch import Tensor, nn
 
 from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError, first_line
 from edgekd.core.manifest import Artifact, TensorSpec
 from edgekd.core.predictor import Predictor
-from edgekd.core.readers import parse_json, read_json
+from edgekd.core.readers import read_json
 from edgekd.core.version import __version__
 from edgekd.export.graph import Deployable, UnitHead, torch_logits
 from edgekd.export.mil.compress import (
@@ -74,23 +75,23 @@ class Program(nn.Module):
 def write(build: Build) -> Written:
     """Write `model.mlpackage` in the wanted precision.
 
-    Raises:
-        EdgekdError: coremltools or images for the analysis are missing, or the student cannot be converted or checked.
+    Without coremltools, without images for the analysis, and for a student that cannot be converted or checked, it is
+    an `EdgekdError`.
     """
     coremltools = import_coremltools()
-    deployment = str(build.options.get("deployment_target") or DEPLOYMENT[0])
+    source, deployment = build.source, build.config.deployment_target or DEPLOYMENT[0]
     if deployment not in DEPLOYMENT:
         raise EdgekdError(
             f"The deployment target {deployment} is not supported.",
             f"Known: {', '.join(DEPLOYMENT)}.",
         )
     started = time.perf_counter()
-    size, classes = build.preprocess.size, build.classes if build.bank is None else None
-    exported = capture(build.model, size)
+    size, classes = source.preprocess.size, source.classes if source.bank is None else None
+    exported = capture(source.model, size)
     package, quantization = build.folder / PACKAGE, None
     details: dict[str, Any] = {}
     model = convert(exported, size, classes, deployment, half=False)
-    if build.precision == "fp32":
+    if build.config.precision == "fp32":
         _save(model, package, build)
     else:
         quantization, details = _write_half(build, model, exported, classes, deployment)
@@ -108,16 +109,12 @@ def write(build: Build) -> Written:
     image = TensorSpec(
         name="image", dtype="image", shape=(size, size), layout="RGB, 8 bits per channel"
     )
-    evaluate, by = _evaluation(build)
     return Written(
-        format="coreml",
         files=(_MODEL, *(name for name in names if name != _MODEL)),
         inputs=(image,),
         outputs=_outputs(build),
         quantization=quantization,
         details=details,
-        evaluate=evaluate,
-        evaluated_by=by,
     )
 
 
@@ -133,28 +130,26 @@ def _write_half(
     Returns:
         The record of the quantization, and details: hazards of half precision, and the error of each step.
     """
-    if build.calibration is None or len(build.calibration) == 0:
-        raise EdgekdError(
-            "The range analysis for half precision needs images.", "Give some training images."
-        )
-    samples = _spread(build.calibration, _SAMPLES)
+    images, precision = build.source.calibration, build.config.precision
+    assert images is not None
+    samples = _spread(images, _SAMPLES)
     full = _read_back(model, build.folder)
     ranges = measure_ranges(full, samples)
     kept = layers_to_keep(full, ranges.hazards)
     _report(ranges, kept)
-    size, quantization = build.preprocess.size, None
+    size, quantization = build.source.preprocess.size, None
     model = convert(exported, size, classes, deployment, half=True, keep=kept)
     half = _read_back(model, build.folder)
     with _disk_errors():
-        if build.precision == "int8-weights":
+        if precision == "int8-weights":
             model, quantization = quantize_weights(model)
-        elif build.precision == "int8":
+        elif precision == "int8":
             say("int8: 8-bit weights and activations (in version 0.1 --int8 meant --int8-weights)")
-            calibrated = measure_ranges(half, build.calibration)
+            calibrated = measure_ranges(half, images)
             model, quantization = quantize_activations(model, half, calibrated)
-            quantization["calibration_images"] = len(build.calibration)
-        elif build.precision in PALETTE_BITS:
-            model, quantization = palettize(model, PALETTE_BITS[build.precision])
+            quantization["calibration_images"] = len(images)
+        elif precision in PALETTE_BITS:
+            model, quantization = palettize(model, PALETTE_BITS[precision])
     _save(model, build.folder / PACKAGE, build)
     return quantization, {
         "fp16_hazards": [hazard.as_json() for hazard in ranges.hazards],
@@ -171,11 +166,7 @@ SIMPLER: dict[Any, Callable[..., torch.Tensor]] = {
 
 
 def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
-    """Return the program in core operations, which coremltools can convert.
-
-    Raises:
-        EdgekdError: torch cannot trace the student.
-    """
+    """Return the program in core operations, which coremltools can convert."""
     whole = Program(copy.deepcopy(model).cpu()).eval()
     try:
         with quiet(), torch.no_grad():
@@ -198,17 +189,10 @@ def convert(
     half: bool,
     keep: Collection[str] = (),
 ) -> Any:
-    """Return a coremltools model of the program, with an image input and class labels or a float32 embedding.
+    """Return a coremltools model of the program: image input; class labels, or without `classes` a float32 embedding.
 
-    Args:
-        classes: class names; None for a program that ends in an embedding.
-        deployment: minimum system.
-        half: compute in float16, except for `keep` and the softmax of a classifier, whose small probabilities would
-            become zero in float16.
-        keep: names of layers that stay in float32.
-
-    Raises:
-        EdgekdError: coremltools does not support an operation, or cannot write its files.
+    With `half` it computes in float16, but for the layers named in `keep` and for the softmax of a classifier, whose
+    small probabilities float16 would take for zero. `deployment` is the oldest system it must run on.
     """
     coremltools = import_coremltools()
 
@@ -261,15 +245,9 @@ def _disk_errors() -> Iterator[None]:
 
 
 def _report(ranges: Ranges, kept: set[str]) -> None:
-    for ruined, opening in (
-        (True, "half precision would ruin"),
-        (False, "look at on the device, left in half precision:"),
-    ):
-        found = [one.sentence for one in ranges.hazards if (one.layer in kept) is ruined]
-        if found:
-            more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-            warn(f"{opening} {'; '.join(found[:3])}{more}.")
-    if kept:
+    if found := [one.sentence for one in ranges.hazards]:
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        warn(f"half precision would ruin {'; '.join(found[:3])}{more}.")
         say(f"half precision: {len(kept)} layers stay in float32: {', '.join(sorted(kept))}")
 
 
@@ -285,17 +263,16 @@ def _read_back(model: Any, folder: Path) -> MilProgram:
 
 
 def _save(model: Any, package: Path, build: Build) -> None:
-    student = parse_json(build.metadata.get("provenance", "{}")).get("student")
+    source, student = build.source, build.source.facts.get("student")
     does = "Embeds an image"
-    if build.bank is None:
-        does = f"Classifies an image into {len(build.classes)} classes"
-    model.short_description = f"{does}; {build.precision}." + (
-        f" Student: {student}." if student else ""
-    )
+    if source.bank is None:
+        does = f"Classifies an image into {len(source.classes)} classes"
+    named = f" Student: {student}." if student else ""
+    model.short_description = f"{does}; {build.config.precision}.{named}"
     model.version, model.author = __version__, "edgekd"
-    size = build.preprocess.size
+    size = source.preprocess.size
     model.input_description["image"] = f"RGB image, {size} × {size}"
-    model.user_defined_metadata.update(dict(build.metadata))
+    model.user_defined_metadata.update(source.metadata)
     with quiet():
         model.save(str(package))
     # A map of operation names for a debugger, which the package's manifest does not list.
@@ -324,7 +301,7 @@ def _make_reproducible(package: Path) -> None:
 
 
 def _outputs(build: Build) -> tuple[TensorSpec, ...]:
-    if build.bank is not None:
+    if build.source.bank is not None:
         spec = build.output
         return (spec.model_copy(update={"name": EMBEDDING, "shape": (1, *spec.shape[1:])}),)
     return (
@@ -332,7 +309,7 @@ def _outputs(build: Build) -> tuple[TensorSpec, ...]:
         TensorSpec(
             name="classLabel_probs",
             dtype="float64",
-            shape=(len(build.classes),),
+            shape=(len(build.source.classes),),
             layout="by class name",
         ),
     )
@@ -345,7 +322,7 @@ def _links(
     rounded = logits_of(half, samples)
     package = logits_of(read_program(build.folder / PACKAGE), samples)
     steps = {
-        "torch → float32 program": (torch_logits(build.model, samples), ranges.logits),
+        "torch → float32 program": (torch_logits(build.source.model, samples), ranges.logits),
         "float32 → float16": (ranges.logits, rounded),
         "float16 → package": (rounded, package),
     }
@@ -354,32 +331,28 @@ def _links(
     return {name: {key: numbers[key] for key in wanted} for name, numbers in compared.items()}
 
 
-def reference(artifact: Artifact, folder: Path) -> Predictor:
-    """Return a predictor for the package in an artifact's folder, run by the reference evaluator."""
-    return _evaluator(folder)
+def reference(artifact: Artifact, folder: Path) -> tuple[Predictor, str]:
+    """Return the package's output, logits or embeddings, and what computes it.
 
+    That is Core ML on macOS, elsewhere the reference evaluator.
+    """
+    package = folder / PACKAGE
+    program = read_program(package)
 
-def _evaluator(folder: Path) -> Predictor:
-    program = read_program(folder / PACKAGE)
-    return lambda images: logits_of(program, images)
+    def evaluated(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return logits_of(program, images)
 
-
-def _evaluation(build: Build) -> tuple[Predictor, str]:
-    """Return the predictor of the parity check and its name: Core ML on macOS, else the reference evaluator."""
     if platform.system() != "Darwin":
-        return _evaluator(build.folder), "edgekd's reference evaluator (Core ML needs macOS)"
+        return evaluated, "edgekd's reference evaluator (Core ML needs macOS)"
     by = f"Core ML on macOS {platform.mac_ver()[0]}"
-    if build.bank is not None:
-        return load_embedder(build.folder / PACKAGE), by
-    predict = load_package(build.folder / PACKAGE, build.classes)
+    if artifact.bank is not None:
+        return load_embedder(package), by
+    log_probabilities = load_package(package, tuple(artifact.classes))
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        # A classifier gives probabilities, whose logarithms are the logits up to a constant per image.
-        reference = torch_logits(build.model, images).astype(np.float64)
-        highest = reference.max(1, keepdims=True)
-        normalisers = np.log(np.exp(reference - highest).sum(1, keepdims=True)) + highest
-        logits: NDArray[np.float32] = (predict(images) + normalisers).astype(np.float32)
-        return logits
+        # Logits but for one number per image, which the evaluator's logits give.
+        normalisers: NDArray[np.float32] = logsumexp(evaluated(images), axis=1, keepdims=True)
+        return log_probabilities(images) + normalisers
 
     return run, by
 

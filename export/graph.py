@@ -6,8 +6,7 @@ It is the deployed form of the trained network, in which branches for training a
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError
+from edgekd.core.predictor import in_batches
 from edgekd.core.preprocess import Preprocess
 
 M = TypeVar("M", bound=nn.Module)
@@ -55,17 +55,7 @@ class Deployable(nn.Module):
         )  # [W * 3]
 
     def forward(self, images: Tensor) -> Tensor:
-        """RGB uint8 `[B, size, size, 3]` → float32 logits `[B, C]`, or unit vectors `[B, D]`.
-
-        Raises:
-            EdgekdError: another dtype, another size, or not square.
-        """
-        if images.dtype != torch.uint8 or images.shape[1:] != (self.size, self.size, 3):
-            raise EdgekdError(
-                f"The model takes uint8 [B, {self.size}, {self.size}, 3], not "
-                f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}.",
-                "Preprocess the images with the artifact's preprocess.",
-            )
+        """RGB uint8 `[B, size, size, 3]` → float32 logits `[B, C]`, or unit vectors `[B, D]`."""
         rows = images.float().flatten(2) * self.scale + self.shift  # [B, H, W * 3]
         pixels = torch.unflatten(rows, 2, (self.size, 3)).permute(0, 3, 1, 2)  # [B, 3, H, W]
         return cast(Tensor, self.head(self.backbone(pixels)))
@@ -112,12 +102,6 @@ def fold_head(projector: nn.Linear | None, bank: Tensor, scale: float) -> nn.Lin
         projector: `z [d] → [D]`; None if the features are already in the teacher's space.
         bank: text vectors, float `[C, D]`.
         scale: logit scale, positive.
-
-    Returns:
-        float32 linear layer `[C, d]` with a bias, no gradients.
-
-    Raises:
-        EdgekdError: the projector's output does not have the bank's width.
     """
     text = bank.detach().double()  # [C, D]
     if projector is None:
@@ -140,41 +124,35 @@ def fold_head(projector: nn.Linear | None, bank: Tensor, scale: float) -> nn.Lin
     return head.requires_grad_(False)
 
 
-@dataclass(frozen=True)
-class Fused(Generic[M]):
-    """A network in its deployed form."""
-
-    model: M
-    """A fused copy in eval mode, or the given network if nothing was fused."""
-    error: float | None
-    """Largest difference of the outputs, as a share of their range; None if nothing was fused."""
-
-
-def fuse(model: M, example: Tensor) -> Fused[M]:
-    """Return the deployed form of `model`, with re-parameterizable blocks and BatchNorm layers fused by timm.
+def fuse(model: M, example: Tensor) -> tuple[M, float | None]:
+    """Return the deployed form of `model`: its re-parameterizable blocks and BatchNorm layers fused, by timm.
 
     Families have their own `fuse`, `reparameterize` or `switch_to_deploy` (RepVGG, MobileOne, FastViT, RepViT, LeViT,
     EfficientViT-M, GhostNetV3, …). A model without them, or already fused, is returned unchanged. So is a model whose
     fused form has different outputs, with a warning.
 
     Args:
-        example: an input batch of `model`.
+        example: what `model` takes, a batch of any values.
+
+    Returns:
+        A copy in eval mode, and the largest difference of the outputs as a share of their range; `model` itself and
+        None where nothing was fused.
     """
     from timm.utils import reparameterize_model
 
     if getattr(model, "is_fused", False) or not _has_branches(model):
-        return Fused(model, None)
+        return model, None
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             fused = reparameterize_model(model)
             if _layers(fused) == _layers(model):
-                return Fused(model, None)
+                return model, None
             wanted, found = model(example).double(), fused(example).double()
     except Exception as error:  # the code of a model family may raise anything
         warn(f"The student could not be fused for inference ({error}).")
-        return Fused(model, None)
+        return model, None
     finally:
         model.train(was_training)
     span = float(wanted.max() - wanted.min()) or 1.0
@@ -184,9 +162,9 @@ def fuse(model: M, example: Tensor) -> Fused[M]:
             f"The student is not fused for inference, because its outputs would change by {difference:.2g} of their "
             f"range, above {MAX_ERROR:g}."
         )
-        return Fused(model, None)
+        return model, None
     fused.is_fused = True  # some families' blocks cannot be fused twice
-    return Fused(fused, difference)
+    return fused, difference
 
 
 def _has_branches(model: nn.Module) -> bool:
@@ -203,13 +181,15 @@ def torch_logits(model: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.floa
     was_training = model.training
     model.eval()
     device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
-    parts = []
+
+    def predict(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = (
+            model(torch.from_numpy(np.array(batch)).to(device)).float().cpu().numpy()
+        )
+        return found
+
     try:
         with torch.inference_mode():
-            for start in range(0, len(images), _BATCH):
-                batch = torch.from_numpy(np.array(images[start : start + _BATCH])).to(device)
-                parts.append(model(batch).float().cpu())
+            return in_batches(predict, images, _BATCH)
     finally:
         model.train(was_training)
-    logits: NDArray[np.float32] = torch.cat(parts).numpy()
-    return logits

@@ -32,14 +32,7 @@ def read(path: Path) -> Any:
 
 
 def save(model: Any, path: Path, metadata: Mapping[str, str], *, halved: bool) -> None:
-    """Write a model as IR.
-
-    Args:
-        halved: whether float weights are stored in 16 bits.
-
-    Raises:
-        EdgekdError: it cannot be written.
-    """
+    """Write a model as IR, with `halved` its float weights in 16 bits."""
     openvino = load_openvino()
     model = _renumbered(model.clone())
     for key, value in metadata.items():

@@ -93,11 +93,7 @@ def write_reference(path: Path, keys: Sequence[str], logits: NDArray[np.float32]
 
 
 def read_reference(path: Path) -> tuple[list[str], NDArray[np.float32]]:
-    """Read the content keys and logits float32 `[M, C]` written by `write_reference`.
-
-    Raises:
-        EdgekdError: the file is missing or damaged, or its arrays do not match.
-    """
+    """Return what `write_reference` wrote: content keys and logits float32 `[M, C]`; damaged: `EdgekdError`."""
     hint = "Copy the artifact again."
     arrays = read_arrays(path, "parity reference", hint)
     keys, logits = arrays.get("keys"), arrays.get("logits")
@@ -148,10 +144,7 @@ def check(
 def runner(
     folder: Path, artifact: Artifact, *, threads: int | None = None
 ) -> tuple[Predictor, str]:
-    """Return a predictor for an artifact on this machine, and its name.
-
-    It is the artifact's runtime, or the reference evaluator of its target, as at the export.
-    """
+    """Return what gives an artifact's logits here, its own runtime or the reference of its target, and its name."""
     target = target_of(artifact.format)
     if target.reference is None or not target.compared_by_reference:
         try:
@@ -160,8 +153,8 @@ def runner(
         except NotHere:
             if target.reference is None:
                 raise
-    evaluate: Predictor = importlib.import_module(target.reference).reference(artifact, folder)
-    name = f"edgekd's reference evaluator of {target.name}"
+    module = importlib.import_module(target.reference)
+    evaluate, name = module.reference(artifact, folder)
     if artifact.bank is None:
         return evaluate, name
     bank = read_bank(folder / artifact.bank)

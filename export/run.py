@@ -28,10 +28,11 @@ from edgekd.distill.classification.load_run import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
 from edgekd.distill.inputs.batches import pixel_batches
 from edgekd.distill.loggers import attach_to_run
-from edgekd.export.artifact import Source, export_model
+from edgekd.export.artifact import export_model
 from edgekd.export.graph import Deployable, fold_head
 from edgekd.export.parity import MIN_AGREEMENT
 from edgekd.export.quantize.search import AccuracyBudget
+from edgekd.export.writer import Source
 from edgekd.targets.devices.payload import encoded_image
 from edgekd.targets.profiles import follow_profile
 from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, get_target, target_of

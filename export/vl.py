@@ -72,19 +72,11 @@ def export_vl_model(
     tokens: NDArray[np.int64],
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write `model.onnx` and `vl_artifact.json` into `folder` atomically.
+    """Write `model.onnx` and `vl_artifact.json` into `folder`, which appears complete or not at all; return the record.
 
-    Args:
-        facts: further facts of the record (task, answers, preprocess, length, provenance).
-        reference: the torch student.
-        images, tokens: inputs of the parity check, uint8 `[N, size, size, 3]` and int64 `[N, …]`.
-
-    Returns:
-        The record.
-
-    Raises:
-        EdgekdError: the folder exists.
-        GateFailed: the file does not match the student.
+    `facts` are further facts of the record. `reference`, the torch student, and the file are compared on `images`,
+    uint8 `[N, size, size, 3]`, and `tokens`, int64 `[N, …]`, whose shapes the file has; a file that differs is a
+    `GateFailed`.
     """
     size, text_shape = images.shape[1], tokens.shape[1:]
     with publishing(folder, VL_ARTIFACT, overwrite=overwrite) as scratch:

@@ -55,33 +55,22 @@ class ClassBank:
     def of_text(self, vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """Return the class vector `[D]` for the teacher's vectors of its prompts, `[D]` or `[P, D]`.
 
-        Vectors are normalised, averaged and normalised, as in CLIP. If there is a `text_mean`, it is subtracted, and
-        the result is normalised again.
-
-        Raises:
-            EdgekdError: the width differs, or a vector is zero or not finite.
+        Each to length 1, averaged, to length 1, as CLIP does; then less `text_mean`, where there is one, and to length
+        1 again. Another width, and numbers without a direction, are an `EdgekdError`.
         """
         found = unit(unit(self._checked(np.atleast_2d(vectors))).mean(axis=0))
         return unit(found - self.text_mean) if self.text_mean is not None else found
 
     def of_images(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the class vector `[D]` for unit vectors of images `[N, D]`: their normalised mean (prototype).
-
-        Raises:
-            EdgekdError: the width differs, or a vector is zero or not finite.
-        """
+        """Return the class vector `[D]` of images of it, unit vectors `[N, D]`: their mean, at length 1 (prototype)."""
         return unit(unit(self._checked(embeddings)).mean(axis=0))
 
     def with_class(
         self, name: str, vector: NDArray[np.float32], how: Mapping[str, Any]
     ) -> ClassBank:
-        """Return this bank with a class appended.
+        """Return this bank with one more class; `how` it was made, JSON values, is kept under `added`.
 
-        Args:
-            how: origin of the vector, as JSON values for `added`.
-
-        Raises:
-            EdgekdError: the name is empty or exists already, or the vector has another width.
+        An empty name, one that is there already, and a vector of another width are an `EdgekdError`.
         """
         name = name.strip()
         if not name or "\n" in name or "\0" in name:
@@ -103,11 +92,7 @@ class ClassBank:
         )
 
     def without_class(self, name: str) -> ClassBank:
-        """Return this bank without an added class.
-
-        Raises:
-            EdgekdError: the class does not exist, or was exported with the artifact.
-        """
+        """Return this bank without a class that was added; any other class is an `EdgekdError`."""
         added = list(self.facts.get("added", ()))
         left = [entry for entry in added if entry["class"] != name]
         if name not in self.classes or len(left) == len(added):
@@ -149,11 +134,7 @@ class ClassBank:
 
 
 def read_bank(path: Path) -> ClassBank:
-    """Load a bank file.
-
-    Raises:
-        EdgekdError: the file is missing, damaged, or of another format.
-    """
+    """Load the sidecar; a missing or damaged one, or one of another format, is an `EdgekdError`."""
     hint = "Copy the artifact again, or export it again."
     arrays = read_arrays(path, "class bank", hint)
     try:

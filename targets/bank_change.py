@@ -25,16 +25,11 @@ LABELS = "labels.txt"
 
 
 def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> ClassBank:
-    """Replace the bank of an artifact atomically.
+    """Put a changed bank into an artifact's folder, complete or not at all, whenever it is interrupted; return it.
 
-    The new bank is written under a new name, and then the manifest is replaced in one rename. Open sessions keep their
-    classes.
-
-    Returns:
-        The new bank.
-
-    Raises:
-        EdgekdError: the artifact has no bank, or it was altered or changed at the same time.
+    The new bank is written under a name of its own; the manifest, replaced in one rename, is what makes it the
+    artifact's. Sessions that are open keep the classes they were opened with. A bank that is missing, altered, or
+    changed meanwhile is an `EdgekdError`.
     """
     path = folder / MANIFEST
     with read_errors(path, "artifact", "JSON"), open_regular(path) as handle:
@@ -72,11 +67,7 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
 
 
 def bank_file(manifest: Mapping[str, Any], folder: Path) -> str:
-    """Return the name of the bank file from the JSON of an `artifact.json`.
-
-    Raises:
-        EdgekdError: the artifact has no bank.
-    """
+    """Return the name of the sidecar by the JSON of an `artifact.json`; without one it is an `EdgekdError`."""
     name, files = manifest.get("bank"), manifest.get("files")
     if not isinstance(name, str) or not isinstance(files, dict) or name not in files:
         raise EdgekdError(
@@ -87,11 +78,7 @@ def bank_file(manifest: Mapping[str, Any], folder: Path) -> str:
 
 
 def add_by_images(folder: Path, name: str, places: Sequence[Path], session: Session) -> ClassBank:
-    """Add the class `name` to the artifact in `folder`, opened as `session`, by the mean embedding of its images.
-
-    Raises:
-        EdgekdError: images are missing or unreadable, the class exists already, or the artifact has no bank.
-    """
+    """Add the class `name` to the artifact in `folder`, opened as `session`: the mean of its images' embeddings."""
     contents = [content(path) for path in _files(places)]
     digests = [_digest(content) for content in contents]
     embeddings = np.stack([session.embed(session.prepare(one)[None])[0] for one in contents])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.core.errors import EdgekdError, NotHere, optional
 from edgekd.core.predictor import Predictor
 from edgekd.targets.session import RuntimeOptions, Session, model_path
 
@@ -24,12 +24,8 @@ _TINY = np.finfo(np.float32).tiny
 def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
     """Load the package with Core ML, which chooses among CPU, GPU and Neural Engine and its own threads.
 
-    See `edgekd.targets.session.Opener`. The logits of a classifier are the logarithms of its probabilities, which
-    differ from the original logits by a constant per image.
-
-    Raises:
-        NotHere: the system is not macOS.
-        EdgekdError: coremltools is missing, threads are set, or Core ML cannot load the package.
+    See `edgekd.targets.session.Opener`. A classifier's logits are the logarithms of its probabilities: less one number
+    per image, which moves neither the argmax nor the softmax.
     """
     check(artifact)
     if options.threads is not None:
@@ -82,13 +78,7 @@ def load_embedder(package: Path) -> Predictor:
 
 
 def _model(package: Path) -> Any:
-    try:
-        import coremltools
-    except ImportError as error:
-        raise EdgekdError(
-            "Running a Core ML artifact needs coremltools, which is not installed here.",
-            'Install it: pip install "edgekd[coreml]", or pip install coremltools.',
-        ) from error
+    coremltools = optional("coremltools", "coreml", "A Core ML artifact")
     try:
         return coremltools.models.MLModel(str(package), compute_units=coremltools.ComputeUnit.ALL)
     except Exception as error:  # Core ML's errors arrive as RuntimeError with Apple's text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,18 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError, NotHere, first_line
+from edgekd.core.errors import EdgekdError, first_line, optional
 from edgekd.targets.session import RuntimeOptions, Session, model_path
 
 
 def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
     """Open a `model.pte`, which takes one image; see `edgekd.targets.session.Opener`.
 
-    The binding has no setting for threads; ExecuTorch chooses their number by the processor.
-
-    Raises:
-        NotHere: ExecuTorch is not installed.
-        EdgekdError: the file cannot be loaded.
+    The binding has no setting for threads; ExecuTorch's own pool takes a number that it chooses by the processor.
     """
     runtime, torch, version = _load()
     path = model_path(artifact, folder)
@@ -57,12 +52,6 @@ def _load() -> tuple[Any, Any, str]:
     """Return the modules of the runtime and of torch, and the runtime's version."""
     from importlib.metadata import version
 
-    try:
-        runtime = importlib.import_module("executorch.runtime")
-        torch = importlib.import_module("torch")
-    except (ImportError, OSError) as error:
-        raise NotHere(
-            "ExecuTorch is not installed on this machine.",
-            'pip install "edgekd[executorch]"',
-        ) from error
+    needed = ("executorch.runtime", "torch")
+    runtime, torch = (optional(name, "executorch", "An ExecuTorch file") for name in needed)
     return runtime, torch, version("executorch")

@@ -106,19 +106,16 @@ class Session:
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`, with the class bank for a file that gives embeddings.
 
-        Batches above `largest_batch` are split. A file that resizes takes pictures of any height and width; pictures of
-        the student's size count as resized.
-
-        Raises:
-            EdgekdError: dtype or shape do not match the artifact's input.
+        Batches above `largest_batch` are run in pieces. A file that resizes takes pictures of any height and width;
+        those of exactly the student's size count as resized already, as for other files. Another dtype or shape is an
+        `EdgekdError`.
         """
         return self._predict(images, None if self.bank is None else self.bank.logits)
 
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 `[B, H, W, 3]` → float32 `[B, D]`, rows of length 1, in the space of the class bank.
 
-        Raises:
-            EdgekdError: as `run`, or the file ends in logits.
+        A file that ends in logits is an `EdgekdError`.
         """
         if self.bank is None:
             raise EdgekdError(
@@ -185,9 +182,7 @@ class Opener(Protocol):
     ) -> Session:
         """Open an artifact's model file; `artifact` is the content of `artifact.json`.
 
-        Raises:
-            NotHere: the runtime is not on this machine.
-            EdgekdError: the runtime cannot load the file.
+        A runtime that is not on this machine is `NotHere`, a file that it refuses an `EdgekdError`.
         """
 
 
@@ -247,9 +242,8 @@ def open_session(
 ) -> Session:
     """Load the artifact in `folder` with the runtime of its format; options as in `RuntimeOptions`.
 
-    Raises:
-        EdgekdError: the folder is not an artifact, its format cannot run here, its file is altered, corrupt or refused
-            by the runtime, or the runtime would fall back to another device.
+    An altered or corrupt file, one that the runtime refuses, and a fallback to another device are an `EdgekdError`; a
+    runtime that is not on this machine is `NotHere`.
     """
     from edgekd.core.manifest import read_artifact
 

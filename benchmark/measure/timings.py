@@ -172,8 +172,7 @@ def throughput_rows(
     """Measure images per second of each artifact at each batch size and thread count of `speed.grid`.
 
     Args:
-        subjects: subjects with a folder are measured here; subjects of a device have their rates.
-        encoded: encoded images, in rotation; a larger batch repeats them.
+        encoded: images as they are in files, in rotation.
 
     Raises:
         EdgekdError: an artifact that does not run one image at a time.
@@ -211,11 +210,7 @@ def _rate_row(subject: Subject, rate: Rate) -> ThroughputRow:
 
 
 def placement_rows(subjects: Sequence[Subject]) -> Iterator[PlacementRow]:
-    """Yield the placement of the nodes of each artifact.
-
-    Raises:
-        EdgekdError: a part of an artifact runs on another provider than requested.
-    """
+    """Yield where every node of each artifact ran; a part on another provider than requested is an `EdgekdError`."""
     for subject in {one.key: one for one in subjects if one.folder is not None}.values():
         if subject.measured is None:
             placement, provider = subject.placement(), ""

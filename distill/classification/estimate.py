@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import statistics
 import time
 from collections.abc import Callable
@@ -91,16 +90,9 @@ class Estimate:
             "steps of each stage",
         ]
 
-    def _repr_html_(self) -> str:
-        return "<br>".join(html.escape(line) for line in self.lines())
-
 
 def plan_run(config: TrainConfig) -> Estimate:
-    """Return the work and time of `train(config)` on this machine. Only caches are written.
-
-    Raises:
-        EdgekdError: as `train`, for errors before training.
-    """
+    """Return what `train(config)` would do and how long that takes here, or its error; only caches are written."""
     config = settle(config)
     fabric = make_fabric(config.model_copy(update={"devices": 1}))
     task = build(fabric, config, *load_data(config))

@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 import torch
 from torch.nn.functional import softmax
+from torch.optim.swa_utils import update_bn
 
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
@@ -24,7 +25,6 @@ from edgekd.distill.classification.predict import domain_mean, predict_all, stud
 from edgekd.distill.classification.task import Classification
 from edgekd.distill.inputs.cache import plain_embeddings
 from edgekd.distill.inputs.views import render
-from edgekd.distill.models.batchnorm import recompute_statistics
 from edgekd.distill.models.students import Student, fit_scale, interpolate_with_teacher
 from edgekd.distill.models.teachers import ClipTeacher
 from edgekd.distill.progress import Progress
@@ -40,8 +40,7 @@ def finish(
 ) -> None:
     """Choose the weights, fit the scale on source validation, and write student, bank and finally `run.json`.
 
-    Raises:
-        EdgekdError: the scores are not finite.
+    Scores that are not finite, which the last step may have caused, are an `EdgekdError`.
     """
     config, images, split, out = task.config, task.images, task.split, checkpoint.out
     final, selection = _chosen_weights(task, average, checkpoint)
@@ -117,7 +116,8 @@ def _chosen_weights(
         device, size = task.fabric.device, final.preprocess.size
         batches = map(task.source, range(STATISTICS_BATCHES))
         views = (render(raw.pixels.to(device), raw.params, size) for raw in batches)
-        recompute_statistics(final.to(device), views)
+        with torch.no_grad():  # the averaged statistics are those of other weights
+            update_bn(views, final.to(device))
         selection += "; BatchNorm statistics recomputed on training views"
     final = final.cpu()
     if config.select == "best":

@@ -75,11 +75,7 @@ class LoadedRun:
 
 
 def load_run(folder: Path) -> LoadedRun:
-    """Load a run folder.
-
-    Raises:
-        EdgekdError: the run is unfinished or damaged.
-    """
+    """Load a run folder; an unfinished or damaged one is an `EdgekdError`."""
     run = read_run(folder)
     config = read_config(folder / "config.json")
     bank_path = folder / "text_bank.safetensors"
@@ -116,10 +112,8 @@ def load_run(folder: Path) -> LoadedRun:
 def continue_from(folder: Path, student: Student, classes: Sequence[str]) -> None:
     """Copy the weights of the finished run in `folder` into a student for `classes`.
 
-    Rows of a trained head are copied by class name. Rows of new classes are not changed.
-
-    Raises:
-        EdgekdError: the students have different parts.
+    Rows of a trained head are copied by the name of their class; rows of new classes stay as they are. A student of
+    other parts is an `EdgekdError`.
     """
     run = read_run(folder)
     state, _ = read_tensors(folder / "student.safetensors", "student", "Train that run again.")

@@ -40,8 +40,7 @@ DEFAULT_EPOCHS = 40.0
 def settle(config: TrainConfig) -> TrainConfig:
     """Fill in every `None` that does not depend on the images, or read the settings of the run to resume.
 
-    Raises:
-        EdgekdError: a name is unknown, the needs of the recipe are not met, or there is nothing to resume.
+    Unknown names, a recipe whose needs are not met, and nothing to resume are an `EdgekdError`, before any work.
     """
     if config.resume:
         return _resumed(config)
@@ -222,8 +221,7 @@ def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
 def split_after(folder: Path, split: Split) -> Split:
     """Return the split of a run that starts from the run in `folder`, including the domains seen there.
 
-    Raises:
-        EdgekdError: the run in `folder` trained on the unseen domain or on test images.
+    It is an `EdgekdError` if that run trained on the domain that is left out, or on test images.
     """
     before = read_stored_split(folder / "split.json")
     trained, domain = before.train_domains or (), split.test_domain

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edgekd.configs.train import TrainConfig
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
+from edgekd.distill.checkpoint import Task
 from edgekd.distill.classification.predict import source_accuracy, source_loss
 from edgekd.distill.classification.text_targets import TextTargets
 from edgekd.distill.inputs.batches import BatchSource, RawBatch, Sampler
@@ -33,7 +34,7 @@ from edgekd.distill.text_files import Descriptions
 
 
 @dataclass(eq=False)
-class Classification:
+class Classification(Task):
     """One process's part of a run; `teacher`, `bank` and `targets` are None for recipes that do not need them."""
 
     fabric: Fabric
@@ -57,6 +58,9 @@ class Classification:
     source: BatchSource = field(init=False)
     """Set by `prepare`, which may run the teacher for hours."""
 
+    def __post_init__(self) -> None:
+        self.model = self.student
+
     @property
     def unlabelled(self) -> NDArray[np.int64]:
         """Return the indices of the unlabelled images."""
@@ -73,11 +77,6 @@ class Classification:
         return "teacher" in self.recipe.needs
 
     @property
-    def model(self) -> nn.Module:
-        """Return the student before it is compiled or wrapped for several processes."""
-        return self.student
-
-    @property
     def step_pixels(self) -> int:
         """Return the pixels per step of one process, for the student and for an online teacher."""
         pixels = self.student.preprocess.size**2
@@ -86,7 +85,6 @@ class Classification:
         return self.config.batch_size // self.fabric.world_size * pixels
 
     def train_only(self, parts: tuple[str, ...]) -> None:
-        """Freeze all parts of the student but these."""
         student = self.student
         for name in ("backbone", "neck", "projector", "head"):
             module: nn.Module | None = getattr(student, name)
@@ -94,7 +92,6 @@ class Classification:
                 module.requires_grad_({"neck": "projector"}.get(name, name) in parts)
 
     def folds(self) -> list[Fold]:
-        """Return the BatchNorms that a forward pass of the student may fold into its convolutions."""
         side = self.student.preprocess.size
         example = torch.linspace(0, 1, 6 * side**2, device=self.fabric.device)
         return find_folds(self.student, example.reshape(2, 3, side, side))
@@ -149,29 +146,23 @@ class Classification:
         return replace(batch, gather=partial(gathered, self.fabric), first=first)
 
     def update(self, teacher: Tensor | None) -> None:
-        """Update the visual bank after a step."""
         if self.targets:
             self.targets.update(self.fabric, teacher)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the visual bank's state."""
         return self.targets.visual.state_dict() if self.targets and self.targets.visual else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the visual bank."""
         if self.targets and self.targets.visual:
             self.targets.visual.load_state_dict(state)
 
     def names(self, raw: RawBatch) -> list[str]:
-        """Return the names of a batch's images."""
         return [self.images.ids[i] for i in raw.indices]
 
     def accuracy(self, model: nn.Module) -> float:
-        """Return the mean accuracy over the source domains' validation images, 0–1."""
         return source_accuracy(cast(Student, model), self.bank, self.images, self.split.val)
 
     def loss(self, model: nn.Module) -> float:
-        """Return the mean cross-entropy over the source domains' validation images."""
         return source_loss(cast(Student, model), self.bank, self.images, self.split.val)
 
     def sample_embeddings(self, indices: NDArray[np.int64]) -> Tensor:

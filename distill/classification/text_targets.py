@@ -19,9 +19,8 @@ from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
 from edgekd.data.unlabelled import keep_unlabelled
 from edgekd.distill.inputs.cache import caption_embeddings, plain_embeddings
-from edgekd.distill.launch import Fabric, gathered, total
+from edgekd.distill.launch import Fabric, gathered
 from edgekd.distill.losses import unit
-from edgekd.distill.models.students import Student
 from edgekd.distill.models.teachers import ClipTeacher, Teacher
 from edgekd.distill.recipes import Recipe
 from edgekd.distill.text_bank import TextBank, templates_for, warn_of_indistinct_classes
@@ -158,10 +157,9 @@ def make_targets(
     bank: TextBank,
     described: Descriptions | None,
 ) -> TextTargets:
-    """Build the targets that the recipe's terms need; `bank` is the bank of the classes.
+    """Build the targets that the recipe's terms need; missing captions or domains are an `EdgekdError`.
 
-    Raises:
-        EdgekdError: captions or domains that a term needs are missing.
+    `bank` is the bank of the classes.
     """
     sources = source_domains(images, split)
     if config.vocabulary:
@@ -285,35 +283,3 @@ def without_outliers(
             "Check the folder, or leave out --unlabelled-filter.",
         )
     return keep_unlabelled(images, split, {images.keys[i] for i in places[kept]})
-
-
-@torch.no_grad()
-def centre_projector(
-    fabric: Fabric,
-    student: Student,
-    bank: TextBank,
-    recipe: Recipe,
-    views: Tensor,
-    labels: Tensor,
-    embedding: Tensor | None,
-) -> None:
-    """Initialise the projector's bias with the mean of its targets over the first batch.
-
-    Otherwise the align stage mainly learns the common component of all embeddings, and the distill stage, whose
-    projector is frozen, cannot make up for it. The published code aligns for 5,001 steps instead.
-
-    Args:
-        views: float `[b, 3, S, S]`. labels: int64 `[b]`. embedding: teacher embeddings, float `[b, D]`.
-    """
-    assert student.projector is not None
-    length = student.body(student.normalised(views)).norm(dim=-1).mean()
-    # Unlabelled images have no text, so the mean is over the rest of the batch.
-    vectors = bank.vectors.to(fabric.device)
-    targets = vectors[labels.clamp(min=0)] * (labels >= 0)[:, None]  # [B, D]
-    if embedding is not None:
-        if any("feat_mse" in stage.terms for stage in recipe.stages):
-            length = embedding.norm(dim=-1).mean()
-        with_text = "cos_text" in recipe.stages[-1].terms
-        targets = targets + normalize(embedding, dim=-1) if with_text else embedding
-    centre = normalize(total(fabric, normalize(targets, dim=-1).mean(dim=0)), dim=-1)
-    student.projector.bias.copy_(total(fabric, length) / fabric.world_size * centre)

@@ -8,12 +8,9 @@ a uint8 array on disk, squash-resized to the side that a model needs and shared 
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -139,12 +136,7 @@ def make_sampler(
     """
     if not len(train):
         return Sampler((), (BalancedSampler((unlabelled,), batch, seed),))
-    wanted = round(share * batch)
-    places = min(wanted, len(unlabelled), batch - 1)
-    if places and places < wanted:
-        say(
-            f"unlabelled: only {len(unlabelled)} images for {wanted} places per batch, so each batch has all of them"
-        )
+    places = min(round(share * batch), len(unlabelled), batch - 1)
     labelled = batch - places
     many, few = train[~is_shot[train]], train[is_shot[train]]
     groups = tuple(many[group_of[many] == group] for group in np.unique(group_of[many]))
@@ -206,11 +198,7 @@ def store_side(size: int) -> int:
 
 
 def open_store(images: ImageSet, side: int, *, max_bytes: int = MAX_BYTES) -> PixelStore:
-    """Open the stored pixels of `images`, decoding them first if necessary.
-
-    Raises:
-        EdgekdError: the cache folder cannot be written or the disk is full.
-    """
+    """Open the stored pixels of `images`, decoding them first if necessary."""
     if isinstance(images.reader, JoinedReader):
         parts = tuple(open_store(part, side, max_bytes=max_bytes) for part in images.reader.parts)
         return PixelStore(images, side, None, parts)
@@ -325,28 +313,3 @@ class BatchSource:
             teacher_pixels=torch.from_numpy(online.batch(indices)) if online else None,
             restyle=restyle,
         )
-
-
-Made = TypeVar("Made")
-
-
-class Prefetcher(Generic[Made]):
-    """Iterate over the batches of `steps`, preparing the next one in a background thread.
-
-    `waited_s` is the time that the consumer waited for the current batch.
-    """
-
-    def __init__(self, source: Callable[[int], Made], steps: range) -> None:
-        self._source, self._steps = source, steps
-        self.waited_s = 0.0
-
-    def __iter__(self) -> Iterator[tuple[int, Made]]:
-        with ThreadPoolExecutor(1, thread_name_prefix="edgekd-data") as pool:
-            upcoming = None
-            for step in self._steps:
-                current = upcoming or pool.submit(self._source, step)
-                upcoming = pool.submit(self._source, step + 1) if step + 1 in self._steps else None
-                started = time.perf_counter()
-                batch = current.result()
-                self.waited_s = time.perf_counter() - started
-                yield step, batch

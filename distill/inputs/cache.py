@@ -142,8 +142,7 @@ class EmbeddingCache:
     def add(self, keys: Sequence[str], views: Sequence[int], vectors: NDArray[np.float32]) -> None:
         """Store one shard: `vectors[i]` float `[n, D]` belongs to view `views[i]` of image `keys[i]`.
 
-        Raises:
-            EdgekdError: a vector is not finite, or too large for float16; the disk is full.
+        A vector that is not finite in float16, and a full disk, are an `EdgekdError`.
         """
         half = vectors.astype(np.float16)
         if not np.isfinite(half).all():
@@ -362,12 +361,8 @@ def cached_tensors(
 ) -> dict[str, Tensor]:
     """Return `compute()`, or its cached result for the same `kind` and `facts`.
 
-    Args:
-        kind: kind of the values, with a version of the computation.
-        facts: everything else that the values depend on.
-
-    Raises:
-        EdgekdError: the cache folder cannot be written.
+    `kind` names what is stored and the version of how it is computed, `facts` everything else that the values depend
+    on.
     """
     path = cache_folder("vl") / f"{kind}-{short_hash(kind, *facts)}.safetensors"
     with disk_errors(path), FileLock(f"{path}.lock"):  # parallel runs compute once

@@ -123,14 +123,7 @@ def _kernel(rng: np.random.Generator, draw: float) -> NDArray[np.float32]:
 
 
 def restyle(views: Tensor, how: Restyle) -> Tensor:
-    """Redraw the views whose kind is not −1.
-
-    Args:
-        views: float `[B, 3, S, S]` in 0–1, changed in place.
-
-    Returns:
-        `views`.
-    """
+    """Redraw the views whose kind is not −1, float `[B, 3, S, S]` in 0–1, in place; return them."""
     draws = how.draws.to(views.device)
     for kind in KINDS:
         rows = how.rows(kind).to(views.device)

@@ -104,15 +104,9 @@ def _colour(draw: np.ndarray, policy: ViewPolicy, *, grey: bool) -> tuple[np.nda
 
 
 def render(pixels: Tensor, params: ViewParams, size: int) -> Tensor:
-    """Crop and colour a batch of images.
+    """Cut and colour views: uint8 `[B, S, S, 3]`, a little larger than `size` → float32 `[B, 3, size, size]` in 0–1.
 
-    Args:
-        pixels: uint8 `[B, S, S, 3]`, squash-resized images a little larger than `size`.
-        params: from `view_params`, on any device.
-        size: side of the square view in pixels.
-
-    Returns:
-        float32 `[B, 3, size, size]` in 0–1, channels-last in memory.
+    The result is channels-last in memory.
     """
     params = ViewParams(*(part.to(pixels.device) for part in params))
     image = pixels.permute(0, 3, 1, 2).float()  # [B, 3, S, S], channels-last

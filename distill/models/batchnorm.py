@@ -1,4 +1,4 @@
-"""BatchNorm in training: statistics frozen and folded into convolutions, or recomputed for averaged weights.
+"""BatchNorm in training: statistics frozen and folded into convolutions.
 
 With fixed statistics, BatchNorm is one factor and one offset per channel, so `bn(conv(x))` is a convolution with scaled
 weights and a bias. Outputs and gradients are the same, without reading and writing every activation again. A
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from timm.layers.conv2d_same import conv2d_same
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.optim.swa_utils import update_bn
 
 from edgekd.distill.models.depthwise import depthwise_conv2d, is_depthwise
 
@@ -39,24 +38,11 @@ def training_mode(model: nn.Module, *, frozen_bn: bool) -> None:
                 module.eval()
 
 
-def recompute_statistics(model: nn.Module, views: Iterable[Tensor]) -> None:
-    """Recompute the BatchNorm statistics of averaged weights in place, since averaged statistics do not fit them.
-
-    Args:
-        views: batches, float `[B, 3, S, S]` in 0–1.
-    """
-    with torch.no_grad():
-        update_bn(views, model)
-
-
 def find_folds(model: nn.Module, example: Tensor) -> list[Fold]:
-    """Find convolutions of `model` whose output is used only by a frozen BatchNorm, and convolutions that are products.
+    """Find the convolutions whose output one frozen BatchNorm reads, and nothing else, and matrix products.
 
-    Args:
-        example: any input of `model`, for a forward pass in eval mode that records the data flow.
-
-    Returns:
-        Pairs for `folded`; empty if folding would change the output.
+    A forward pass of `example`, any input, shows which module reads which output. Returns none where folding would
+    change the output.
     """
     made: dict[int, nn.Conv2d] = {}
     alive: list[Tensor] = []  # the id of a freed output could be reused

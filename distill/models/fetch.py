@@ -23,7 +23,7 @@ from edgekd.distill.models.students import TEACHER_ENCODER, make_student, timm_n
 from edgekd.distill.models.teachers import ClipTeacher, load_teacher
 
 if TYPE_CHECKING:
-    from edgekd.configs.fetch import FetchConfig
+    from edgekd.configs.models import FetchConfig
 
 _LOCAL = ("toy", "local-dir:", "embeddings:")
 
@@ -59,13 +59,9 @@ def fetch(config: FetchConfig) -> list[Path]:
 
 
 def from_weights_dir(config: TrainConfig, *, toy: bool) -> dict[str, Any]:
-    """Return the settings for loading teacher and student from `config.weights_dir`.
+    """Return the settings that take teacher and student from `config.weights_dir`; if it lacks them: `EdgekdError`.
 
-    Args:
-        toy: the data are built in, so the student does not come from a hub unless `pretrained` is set.
-
-    Raises:
-        EdgekdError: teacher or student is not in the folder.
+    On `toy` data the student does not come from a hub unless `pretrained` is set.
     """
     if config.weights_dir is None:
         return {}

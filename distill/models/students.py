@@ -41,14 +41,8 @@ FRIENDLY = {
 }
 
 RESERVED = (
-    "num_classes",
-    "in_chans",
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "checkpoint_path",
-    "cache_dir",
-)
+    "num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
+)  # fmt: skip
 """Arguments of `timm.create_model` that edgekd sets itself, or that would load unchecked weights."""
 
 
@@ -288,12 +282,8 @@ def encoder_student(
 ) -> Student:
     """Build a student that is a copy of the teacher's image encoder, including its projection.
 
-    For self-distillation (VL2V-SD) and fine-tuning of CLIP itself.
-
-    Args:
-        teacher: a model, not a file of embeddings.
-        classes: C for a linear classifier on the embeddings; None for the text head, without any projector.
-        size: must be the teacher's own, or None.
+    For self-distillation (VL2V-SD) and fine-tuning of CLIP itself. With `classes` it has a linear classifier on the
+    embeddings, else the text head without any projector; `size` must be the teacher's own, or None.
     """
     if not isinstance(teacher, ClipTeacher):
         raise EdgekdError(

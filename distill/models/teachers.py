@@ -184,8 +184,7 @@ Teacher = ClipTeacher | EmbeddingsTeacher
 def load_teacher(spec: str) -> Teacher:
     """Load the teacher of a spec, on the CPU, in evaluation mode.
 
-    Raises:
-        EdgekdError: the name is unknown, files are missing or unreadable, or a hub cannot be reached.
+    An unknown name, missing or unreadable files, and no network for a hub name are an `EdgekdError`.
     """
     kind, colon, rest = spec.partition(":")
     if spec == "toy":

@@ -29,10 +29,8 @@ _COUNTER = "num_batches_tracked"
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors or torch file by name, without running any code in it.
 
-    A torch file may also hold settings, as checkpoints of timm and Lightning do.
-
-    Raises:
-        EdgekdError: the file is missing or damaged, has pickled code, or has no named tensors.
+    A torch file may hold settings beside the tensors, as timm's and Lightning's checkpoints do. No such file, a damaged
+    one, pickled code in it, and no tensors by name are an `EdgekdError`.
     """
     hint = "--student-weights takes safetensors or a torch state dict."
     if path.suffix == ".safetensors":
@@ -71,18 +69,11 @@ def load_backbone(
 ) -> None:
     """Load a checkpoint of a timm model, with or without classifier, into the model without classifier.
 
-    Names may have the prefix of a wrapper (`module.`, `_orig_mod.`, any attribute of a Lightning module). If names or
-    shapes are not timm's, the family's `checkpoint_filter_fn` translates them, which also resamples a ViT's position
-    embedding for another input size.
-
-    Args:
-        backbone: built with `num_classes=0`.
-        state: tensors by name.
-        path: the file, for messages.
-        classifier: builds the same architecture with a classifier, whose parameters may be in the file.
-
-    Raises:
-        EdgekdError: parameters are missing, unknown, or of another shape, or two sets of weights match.
+    Names may carry the prefix of a wrapper (`module.`, `_orig_mod.`, any attribute of a Lightning module). Where they
+    or their shapes are not timm's own, the family's `checkpoint_filter_fn` translates them, which also resamples a
+    ViT's position embedding for another input size. `classifier` builds the same architecture with a classifier, whose
+    further names may be in the file; `path` is for messages. Parameters that are missing, unknown or of another shape,
+    and two sets of weights that fit, are an `EdgekdError`.
     """
     own = backbone.state_dict()
     with torch.device("meta"):

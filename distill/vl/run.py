@@ -87,11 +87,7 @@ class VlRun:
 
 
 def load_vl_run(folder: Path) -> VlRun:
-    """Load a run in evaluation mode.
-
-    Raises:
-        EdgekdError: there is no finished run, or its weights do not match its record.
-    """
+    """Read a run back, in evaluation mode; an unfinished or damaged one is an `EdgekdError`."""
     folder = Path(folder)
     record = printable_values(read_object(folder / RECORD, "vision-language run"))
     settings, length = record.get("config"), record.get("length")
@@ -124,10 +120,9 @@ def load_vl_run(folder: Path) -> VlRun:
 
 @torch.inference_mode()
 def frozen_maps(student: VlStudent, reader: Reader, pictures: NDArray[np.int64]) -> Tensor:
-    """Return a frozen backbone's maps of pictures, float32 `[n, P, c]`, from the cache if possible.
+    """Return a frozen backbone's maps of pictures, float32 `[n, P, c]`, computed once and cached.
 
-    Raises:
-        EdgekdError: the maps do not fit into memory.
+    Too many pictures to hold their maps in memory are an `EdgekdError`.
     """
     if student.backbone is None or student.project is None:
         return torch.zeros(len(pictures), 0, 0)
@@ -208,12 +203,8 @@ def evaluate_vl(
 ) -> list[dict[str, Any]]:
     """Measure the accuracy in domain and on the unseen domain, if any, and that of the most frequent training answer.
 
-    Args:
-        data: current place of the data. predict: the model; None is the torch student.
-        most: maximum number of examples per suite.
-
-    Returns:
-        Per suite `suite`, `n`, `accuracy` (0–1), `majority` (0–1) and `synthetic`.
+    Returns per suite `suite`, `n`, `accuracy` (0–1), `majority` (0–1) and `synthetic`. `data` is the same data at
+    another place, `predict` another model than the torch student; of each suite at most `most` examples are drawn.
     """
     found, split = load_examples(run.config, data)
     if list(found.answers) != run.record["answers"]:

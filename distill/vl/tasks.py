@@ -11,17 +11,12 @@ import re
 import numpy as np
 
 from edgekd.configs.vl import VlTrainConfig
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill.text_bank import readable
 from edgekd.distill.vl.data import VlData, VlSplit, split_examples
 from edgekd.distill.vl.easy_vqa import load_easy_vqa
 
-TASKS: dict[str, str] = {
-    "vqa": "answer a question about the picture from a closed list of answers",
-    "ve": "does the picture entail the sentence, contradict it, or leave it open",
-    "choice": "which of several sentences describes the picture",
-}
 LABELS = ("entailment", "contradiction", "neutral")
 CHOICES = 4
 _ABOUT_CLASS = ("there is {a} in the picture", "this shows {a}", "one can see {a} here")
@@ -39,20 +34,11 @@ def load_examples(config: VlTrainConfig, data: str | None = None) -> tuple[VlDat
 
 
 def load_vl_data(task: str, data: str, *, shifted: bool = False) -> VlData:
-    """Load the examples of a task.
+    """Load the examples of a task: `vqa` of `easy-vqa`, `ve` and `choice` of any images that `edgekd train` takes.
 
-    Args:
-        task: `vqa`, `ve` or `choice`.
-        data: `easy-vqa` for `vqa`; for the others any images that `edgekd train` takes, whose class and domain names
-            become sentences.
-        shifted: whether one domain (easy-VQA: some colour × shape combinations) will be left out. Generated sentences
-            then do not name domains, since the name of the unseen one would be an unknown word.
-
-    Raises:
-        EdgekdError: the task is unknown, the data does not fit it, or easy-vqa is not installed.
+    With `shifted`, one domain (easy-VQA: some colour × shape combinations) will be left out; generated sentences then
+    do not name domains, since the unseen one's name would be an unknown word.
     """
-    if task not in TASKS:
-        raise EdgekdError(f'There is no vision-language task "{task}".', did_you_mean(task, TASKS))
     if task == "vqa":
         if data != "easy-vqa":
             raise EdgekdError(

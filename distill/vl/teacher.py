@@ -92,8 +92,7 @@ class TokenTeacher:
 def read_tokens(teacher: Teacher) -> TokenTeacher:
     """Return the teacher with a vector per token.
 
-    Raises:
-        EdgekdError: the teacher is a file of embeddings, has another tokenizer than CLIP's, or has no token vectors.
+    Precomputed embeddings, another tokenizer than CLIP's, and an encoder without token vectors are an `EdgekdError`.
     """
     if not isinstance(teacher, ClipTeacher):
         raise EdgekdError(

@@ -1,7 +1,6 @@
 """Token-selective, confidence-weighted distillation in the style of CLIP-TD (Wang et al. 2022, arXiv 2201.05729).
 
-    ℓ_i = α · mean_{j ∈ S} d(W_t h_j, e_j) + β · mean_{q ∈ Q} d(W_v u_q, v_q)
-          + γ · ½ [d(W_e h_cls, e) + d(W_i h_cls, v)]
+    ℓ_i = mean_{j ∈ S} d(W_t h_j, e_j) + mean_{q ∈ Q} d(W_v u_q, v_q) + ½ [d(W_e h_cls, e) + d(W_i h_cls, v)]
     L   = mean_i ℓ_task,i + λ · Σ_i c_i ℓ_i / B
 
 The formulas of the paper were not available. This is the specification of METHODS §5.3 with our own numbers
@@ -93,7 +92,6 @@ def token_td(
     pooled: bool = True,
     distance: Distance = "l1",
     confidence: Confidence = "none",
-    weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Tensor:
     """Compute the distillation term, `c_i ℓ_i` of each example, float `[B]`.
 
@@ -102,9 +100,8 @@ def token_td(
             all, or none (then only `pooled` is used).
         pooled: also match the first token's state with the teacher's pooled vectors.
         confidence: the kind of `confidences`.
-        weights: α, β, γ.
     """
-    (alpha, beta, gamma), joint, teacher, maps = weights, batch.joint, batch.tokens, batch.maps
+    joint, teacher, maps = batch.joint, batch.tokens, batch.maps
     total = joint.cls.new_zeros(len(joint.cls), dtype=torch.float32)
 
     def chosen(scores: Tensor, allowed: Tensor) -> Tensor:
@@ -116,16 +113,16 @@ def token_td(
 
     if select != "none":
         words = token_distance(maps.text(joint.text), teacher.text, distance)
-        total = total + alpha * masked_mean(words, chosen(teacher.relevance, teacher.content))
+        total = total + masked_mean(words, chosen(teacher.relevance, teacher.content))
         if teacher.patches.shape[1] and joint.patches.shape[1]:
             fit = (teacher.patches * teacher.pooled_text[:, None]).sum(dim=-1)  # cos(v_q, e) [B, P]
             cells = token_distance(maps.patches(joint.patches), teacher.patches, distance)
             every = torch.ones_like(fit, dtype=torch.bool)
-            total = total + beta * masked_mean(cells, chosen(fit, every))
+            total = total + masked_mean(cells, chosen(fit, every))
     if pooled:
         text = token_distance(maps.pooled_text(joint.cls), teacher.pooled_text, distance)
         image = token_distance(maps.pooled_image(joint.cls), teacher.pooled_image, distance)
-        total = total + gamma * (text + image) / 2
+        total = total + (text + image) / 2
     if confidence == "none":
         return total
     own = (-cross_entropy(batch.logits, batch.labels, reduction="none")).exp().detach()

@@ -6,7 +6,6 @@ There is no augmentation, since the teacher's patch vectors are computed once pe
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,11 @@ from edgekd.core.folders import RUN, clear, growing
 from edgekd.core.readers import read_object
 from edgekd.core.tensors import write_tensors
 from edgekd.core.version import __version__
-from edgekd.distill.checkpoint import Checkpoint
+from edgekd.distill.checkpoint import Checkpoint, Task
 from edgekd.distill.classification.text_targets import evenly_spread, report_zero_shot
 from edgekd.distill.inputs.batches import BalancedSampler, PixelStore, open_store
 from edgekd.distill.launch import make_fabric
 from edgekd.distill.losses import TermSpec
-from edgekd.distill.models.batchnorm import Fold
 from edgekd.distill.models.teachers import load_teacher
 from edgekd.distill.progress import Progress
 from edgekd.distill.recipes import Stage
@@ -81,7 +79,7 @@ class RawExamples:
 
 
 @dataclass(eq=False)
-class TokenDistillation:
+class TokenDistillation(Task):
     """The task of the training loop; `targets` is None without a teacher."""
 
     config: VlTrainConfig
@@ -102,7 +100,6 @@ class TokenDistillation:
             self._store = open_store(data.images, self.reader.preprocess.size)
 
     def source(self, step: int) -> RawExamples:
-        """Return the batch of a step."""
         indices, _ = self._sampler.step(step)
         wanted = self.reader.data.image_of[indices]
         if self._maps is not None:
@@ -117,12 +114,7 @@ class TokenDistillation:
         if backbone is not None and self.config.freeze_backbone:
             backbone.requires_grad_(False)
 
-    def folds(self) -> list[Fold]:
-        """Return no BatchNorms, since feature maps are not the output of the backbone's forward pass."""
-        return []
-
     def views(self, raw: RawExamples) -> Tensor:
-        """Return the pictures unchanged."""
         return raw.pictures
 
     def teacher_features(self, raw: RawExamples) -> TeacherTokens | None:
@@ -145,25 +137,15 @@ class TokenDistillation:
         found: Any = {} if teacher is None else {"tokens": teacher, "maps": self.model.maps}
         return VlBatch(labels=labels, logits=logits, joint=joint, generator=generator, **found)
 
-    def update(self, teacher: TeacherTokens | None) -> None:
-        """Do nothing: no state depends on the teacher."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return no state: batches and random choices depend only on the step."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore nothing."""
-
     def names(self, raw: RawExamples) -> list[str]:
-        """Return the names of a batch's pictures."""
         data = self.reader.data
         return [data.images.ids[i] for i in data.image_of[raw.indices]]
 
     def accuracy(self, model: nn.Module) -> float:
         """Return the fraction of correct answers on a sample of the validation examples, 0–1."""
-        student, shown = self.model.student, subset(self.split.val, _VAL_EXAMPLES)
-        return accuracy(student.eval(), self.reader, shown, frozen=self.config.freeze_backbone)
+        shown = subset(self.split.val, _VAL_EXAMPLES)
+        student = self.model.student.eval()
+        return accuracy(student, self.reader, shown, frozen=self.config.freeze_backbone)
 
     def loss(self, model: nn.Module) -> float:
         """Return the error rate on validation."""
@@ -187,11 +169,7 @@ def own_candidates(joint: Joint, labels: Tensor) -> Joint:
 
 
 def train_vl(config: VlTrainConfig) -> VlRun:
-    """Train a student and write its run folder.
-
-    Raises:
-        EdgekdError: a user error, before training starts whenever possible.
-    """
+    """Train a student and write its run folder; whatever the user can mend is an `EdgekdError`."""
     out, resume = config.folder, config.resume
     if resume:
         if (out / RECORD).exists():

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.core.errors import EdgekdError
 from edgekd.export.mil.program import MilProgram, import_coremltools
 from edgekd.export.mil.ranges import FP16_MIN_NORMAL, Ranges
 from edgekd.export.onnx.write import quiet
@@ -37,13 +36,6 @@ def quantize_weights(model: Any) -> tuple[Any, dict[str, Any]]:
 def palettize(model: Any, bits: int) -> tuple[Any, dict[str, Any]]:
     """Return the model with weights as indices into a palette of `2 ** bits` values per tensor, and a description."""
     optimize = import_coremltools().optimize.coreml
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise EdgekdError(
-            "Palettes need scikit-learn, which is not installed here.",
-            "Install it: pip install scikit-learn.",
-        ) from error
     config = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=MIN_WEIGHTS)
     with quiet():
         small = optimize.palettize_weights(model, optimize.OptimizationConfig(global_config=config))
@@ -58,12 +50,9 @@ def quantize_activations(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the model with 8-bit weights, and 8-bit activations around layers, pools and additions.
 
-    coremltools measures ranges by running the model, which works only on macOS. Here the reference evaluator measures
-    them, and coremltools' passes insert the rounding in the places that devices with integer units expect.
-
-    Args:
-        program: `model` as read back from disk.
-        ranges: ranges of `program` on calibration images.
+    coremltools measures ranges by running the model, which only macOS can. Here the reference evaluator has measured
+    those of `program`, the model as read back from disk, and coremltools' own passes insert the rounding where a device
+    with integer units looks for it.
     """
     optimize = import_coremltools().optimize.coreml
     from coremltools.converters.mil.frontend.milproto import load as milproto
@@ -77,10 +66,9 @@ def quantize_activations(
     config = optimize.OptimizationConfig(
         global_config=quantizer, op_name_configs=dict.fromkeys(floats)
     )
-    names = ranges.lows.keys()
     statistics = {
-        name: {"rmin": np.float32(ranges.lows[name]), "rmax": np.float32(ranges.highs[name])}
-        for name in names
+        name: {"rmin": np.float32(low), "rmax": np.float32(ranges.highs[name])}
+        for name, low in ranges.lows.items()
     }
     # Only inputs of layers are rounded. coremltools would also round their outputs before the following clip or
     # hard-swish, and spend most of the 256 steps on values that are clipped.

@@ -22,8 +22,8 @@ from edgekd.export.mil.program import MilProgram, Op, Ref
 
 Arithmetic = Literal["declared", "float32"]
 """Whether to round every result to its declared type, or to keep all of them in float32 as a reference."""
-Watch = Callable[[Op, dict[str, Any], tuple[Tensor, ...]], Tensor | None]
-"""Called for every operation with its inputs and outputs; the results are collected by operation name."""
+Watch = Callable[[tuple[Tensor, ...]], Tensor]
+"""Measures the outputs of an operation; its result is collected under the operation's name."""
 _BATCH = 8
 """Batch size: large enough to amortise Python's overhead, and small enough for the activations of every student."""
 
@@ -44,27 +44,12 @@ def evaluate(
     arithmetic: Arithmetic = "declared",
     watch: Watch | None = None,
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
-    """Run `program` on each image.
+    """Run `program` on RGB uint8 `[B, H, W, 3]`, as large as its input; an unknown operation is an `EdgekdError`.
 
-    Args:
-        images: RGB uint8 `[B, H, W, 3]` of the size of the program's input.
-        wanted: names of the tensors to return.
-        watch: measures operations; returns a tensor of the same shape for every image.
-
-    Returns:
-        The wanted tensors, and the watched values by operation; each float32, one row per image.
-
-    Raises:
-        EdgekdError: the evaluator does not support an operation, or the images have another size.
+    Returns the tensors `wanted`, and what `watch` measured of every operation; each float32, one row per image.
     """
     ops = [op for op in program.ops if op.kind != "classify"]  # names the largest probability
     _refuse_unknown(ops)
-    height, width = program.input_shape[2:]
-    if images.dtype != np.uint8 or images.shape[1:] != (height, width, 3) or len(images) == 0:
-        raise EdgekdError(
-            f"The Core ML program takes uint8 [B, {height}, {width}, 3], not {images.dtype} {list(images.shape)}.",
-            "Prepare the images with the artifact's preprocess.",
-        )
     constants = [{name: _constant(value) for name, value in op.inputs.items()} for op in ops]
     last_use = {name: number for number, op in enumerate(ops) for name in op.reads}
 
@@ -77,8 +62,8 @@ def evaluate(
             except NotImplementedError as error:
                 raise _unknown(str(error), op) from error
             outputs = made if isinstance(made, tuple) else (made,)
-            if watch is not None and (noted := watch(op, given, outputs)) is not None:
-                seen[op.name] = noted
+            if watch is not None:
+                seen[op.name] = watch(outputs)
             for name, dtype, output in zip(op.outputs, op.dtypes, outputs, strict=True):
                 rounds = dtype == "fp16" and arithmetic == "declared"
                 values[name] = output.half().float() if rounds else output

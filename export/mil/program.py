@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError
+from edgekd.core.errors import EdgekdError, optional
 from edgekd.export.onnx.write import quiet
 
 WEIGHTS = Path("Data") / "com.apple.CoreML" / "weights"
@@ -83,8 +83,7 @@ class MilProgram:
 def read_program(package: Path) -> MilProgram:
     """Load the MIL program of an `.mlpackage`, with every weight decompressed as in Core ML.
 
-    Raises:
-        EdgekdError: coremltools is missing, or the package is missing, not an ML program, or unreadable.
+    It is an `EdgekdError` without coremltools, and for a package that is missing, unreadable or no ML program.
     """
     package = Path(package)
     coremltools = import_coremltools()
@@ -124,16 +123,9 @@ def read_program(package: Path) -> MilProgram:
 
 
 def import_coremltools() -> Any:
-    """Import coremltools without its warnings about versions and macOS; raise `EdgekdError` if it is missing."""
-    try:
-        with quiet():
-            import coremltools
-    except ImportError as error:
-        raise EdgekdError(
-            "The Core ML target needs coremltools, which is not installed here.",
-            'Install it: pip install "edgekd[coreml]", or pip install coremltools.',
-        ) from error
-    return coremltools
+    """Return coremltools, without its remarks about versions and macOS; it is `NotHere` where it is missing."""
+    with quiet():
+        return optional("coremltools", "coreml", "The Core ML target")
 
 
 def _is_stored(op: Any) -> bool:
@@ -161,87 +153,8 @@ def _value(var: Any) -> Ref | Constant:
     if var.op is None or not (var.op.op_type == "const" or _is_stored(var.op)):
         return Ref(var.name)
     if _is_stored(var.op):
-        return decompress(var.op)
+        return np.asarray(var.op.materialized_val_inference())
     value = var.val
     if isinstance(value, np.ndarray | str | bool | int | float) or value is None:
         return value
     return value.item() if isinstance(value, np.generic) else None  # class labels: a type of MIL's
-
-
-def decompress(op: Any) -> NDArray[Any]:
-    """Return the weights of a `constexpr_*` operation, by the formulas of MIL's specification.
-
-    This does not use coremltools, which compressed the weights, so that the check is independent of its errors.
-
-    Raises:
-        EdgekdError: the kind of compression is unknown.
-    """
-    given: dict[str, Any] = {
-        name: _value(var) for name, var in op.inputs.items() if var is not None
-    }
-    kind = op.op_type
-    if kind == "constexpr_affine_dequantize":
-        return _affine(
-            given["quantized_data"], given["scale"], given["zero_point"], int(given["axis"])
-        )
-    if kind == "constexpr_blockwise_shift_scale":
-        return _blockwise(given["data"], given["scale"], given.get("offset"))
-    if kind == "constexpr_lut_to_dense":
-        lut, indices = given["lut"], given["indices"]
-        if "shape" not in given:
-            return _grouped_lut(indices, lut)
-        shape = tuple(np.asarray(given["shape"]).astype(int))  # iOS 16: one table, packed indices
-        return np.asarray(
-            lut[_unpack(indices, int(np.log2(lut.size)), int(np.prod(shape)))].reshape(shape)
-        )
-    if kind == "constexpr_cast":
-        return np.asarray(given["source_val"], dtype=np.float32)
-    raise EdgekdError(
-        f"The reference evaluator cannot decompress {kind} (of {op.name}).",
-        "It reads INT8, block-wise and palettized weights.",
-    )
-
-
-def _affine(data: NDArray[Any], scale: Any, zero_point: Any, axis: int) -> NDArray[Any]:
-    """Return `scale · (data − zero_point)` with one scale or one per index of `axis`, in the type of the scale."""
-    scale, shape = np.asarray(scale), [1] * data.ndim
-    if scale.ndim:
-        shape[axis] = -1
-    shifted = data.astype(np.float32) - np.asarray(zero_point, dtype=np.float32).reshape(shape)
-    return np.asarray((shifted * scale.astype(np.float32).reshape(shape)).astype(scale.dtype))
-
-
-def _blockwise(
-    data: NDArray[Any], scale: NDArray[Any], offset: NDArray[Any] | None
-) -> NDArray[Any]:
-    """Return `scale · (data − offset)`; each scale covers `data.shape[d] / scale.shape[d]` values along each d."""
-
-    def spread(values: NDArray[Any]) -> NDArray[np.float32]:
-        values = values.astype(np.float32)
-        for axis, (n, m) in enumerate(zip(data.shape, values.shape, strict=True)):
-            values = np.repeat(values, n // m, axis=axis)
-        return values
-
-    shifted = data.astype(np.float32) - (0 if offset is None else spread(offset))
-    return (shifted * spread(scale)).astype(scale.dtype)
-
-
-def _unpack(packed: NDArray[Any], n_bits: int, count: int) -> NDArray[np.int64]:
-    """Return `count` numbers of `n_bits` each, packed starting at the least significant bit."""
-    bits = np.unpackbits(packed.astype(np.uint8).ravel(), bitorder="little")[: n_bits * count]
-    powers = 1 << np.arange(n_bits)
-    return np.asarray(bits.reshape(count, n_bits).astype(np.int64) @ powers)
-
-
-def _grouped_lut(indices: NDArray[Any], lut: NDArray[Any]) -> NDArray[Any]:
-    """Expand iOS 18's `lut [g0, …, gk, palettes, vector]`, with one table per block of the indices, `[n0, …, nk]`."""
-    if lut.shape[-1] != 1:
-        raise EdgekdError(
-            "The reference evaluator cannot expand vector palettes.", "Palettize scalar values."
-        )
-    blocks = []
-    for axis, (n, groups) in enumerate(zip(indices.shape, lut.shape[:-2], strict=True)):
-        shape = [1] * indices.ndim
-        shape[axis] = n
-        blocks.append((np.arange(n) // (n // groups)).reshape(shape))
-    return np.asarray(lut[(*blocks, indices.astype(np.int64), 0)])

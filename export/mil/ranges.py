@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edgekd.core.errors import EdgekdError
 from edgekd.export.mil.evaluate import evaluate
-from edgekd.export.mil.program import MilProgram, Op
+from edgekd.export.mil.program import MilProgram
 
 FP16_MAX = 65504.0
 FP16_MIN_NORMAL = 2.0**-14
@@ -28,22 +28,19 @@ class Hazard:
 
     layer: str
     op: str
-    kind: Literal["overflow", "underflow", "sum"]
-    """Result too large, too small, or in range but with an intermediate sum out of range."""
+    kind: Literal["overflow", "underflow"]
     largest: float
-    """Largest magnitude of the result or of the intermediate sum."""
+    """Largest magnitude of the result."""
     rounding: float
     """Relative rounding error of the result, infinity for an overflow."""
 
     @property
     def sentence(self) -> str:
-        what = {
-            "overflow": f"reaches {self.largest:.3g}, above half precision's 65504",
-            "underflow": f"loses {100 * self.rounding:.0f} % in half precision: its largest value is "
-            f"{self.largest:.2g}",
-            "sum": f"has intermediate sums of {self.largest:.3g}, above half precision's 65504",
-        }
-        return f"{self.layer} ({self.op}) {what[self.kind]}"
+        what = f"reaches {self.largest:.3g}, above half precision's 65504"
+        if self.kind == "underflow":
+            lost = f"{100 * self.rounding:.0f} %"
+            what = f"loses {lost} in half precision: its largest value is {self.largest:.2g}"
+        return f"{self.layer} ({self.op}) {what}"
 
     def as_json(self) -> dict[str, Any]:
         values = asdict(self)
@@ -65,10 +62,8 @@ class Ranges:
 def measure_ranges(program: MilProgram, images: NDArray[np.uint8]) -> Ranges:
     """Run `program` in float32 on RGB uint8 `[B, H, W, 3]` and measure every result.
 
-    Numbers below the smallest normal one count as zero, since an accelerator may flush them.
-
-    Raises:
-        EdgekdError: results are not finite even in float32.
+    Numbers below the smallest normal one count as lost, since an accelerator may flush them to zero. Results that are
+    not finite even in float32 are an `EdgekdError`.
     """
     name = program.logits
     outputs, seen = evaluate(program, images, [name], "float32", _statistics)
@@ -76,7 +71,7 @@ def measure_ranges(program: MilProgram, images: NDArray[np.uint8]) -> Ranges:
     for op in program.ops:
         if op.name not in seen:
             continue
-        low, high, error, power, inner = seen[op.name].astype(np.float64).T  # [B] each
+        low, high, error, power = seen[op.name].astype(np.float64).T  # [B] each
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise EdgekdError(
                 f"The layer {op.name} gives numbers that are not finite on real images, in full precision too.",
@@ -84,7 +79,7 @@ def measure_ranges(program: MilProgram, images: NDArray[np.uint8]) -> Ranges:
             )
         for output in op.outputs:
             lows[output], highs[output] = float(low.min()), float(high.max())
-        largest, largest_sum = float(max(-low.min(), high.max())), float(inner.max())
+        largest = float(max(-low.min(), high.max()))
         units = np.maximum(-low, high) ** 2
         total = float((power * units).sum())
         rounding = float(np.sqrt((error * units).sum() / total)) if total > 0 else 0.0
@@ -92,40 +87,25 @@ def measure_ranges(program: MilProgram, images: NDArray[np.uint8]) -> Ranges:
             hazards.append(Hazard(op.name, op.kind, "overflow", largest, float("inf")))
         elif rounding > MAX_ROUNDING:
             hazards.append(Hazard(op.name, op.kind, "underflow", largest, rounding))
-        elif largest_sum > FP16_MAX:
-            hazards.append(Hazard(op.name, op.kind, "sum", largest_sum, rounding))
     return Ranges(tuple(hazards), lows, highs, outputs[name].reshape(len(images), -1))
 
 
 def layers_to_keep(program: MilProgram, hazards: Iterable[Hazard]) -> set[str]:
-    """Return the layers that must stay in float32: those whose result does not fit half precision, and their consumers.
-
-    Intermediate sums do not count, since engines accumulate in wider numbers, as far as is known.
-    """
-    bad = {hazard.layer for hazard in hazards if hazard.kind != "sum"}
+    """Return the layers that must stay in float32: those whose result half precision cannot hold, and their readers."""
+    bad = {hazard.layer for hazard in hazards}
     tensors = {output for op in program.ops if op.name in bad for output in op.outputs}
     return {op.name for op in program.ops if op.name in bad or tensors & op.reads}
 
 
-def _statistics(op: Op, given: dict[str, Any], outputs: tuple[Tensor, ...]) -> Tensor:
-    """Return float32 `[5]`: minimum, maximum, rounding error, length, and largest intermediate sum.
+def _statistics(outputs: tuple[Tensor, ...]) -> Tensor:
+    """Return float32 `[4]`: smallest, largest, what rounding moves, and the length.
 
-    The third and fourth are mean squares in units of the largest magnitude, so that squares stay in float32's range.
+    The last two are mean squares in units of the largest magnitude, so that neither tiny nor huge numbers leave
+    float32's range when they are squared.
     """
     x = torch.cat([output.flatten() for output in outputs])
     half = x.clamp(-FP16_MAX, FP16_MAX).half().float()
     rounded = torch.where(x.abs() < FP16_MIN_NORMAL, 0.0, half)
     unit = x.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
     error, power = ((x - rounded) / unit).square().mean(), (x / unit).square().mean()
-    return torch.stack([x.amin(), x.amax(), error, power, _largest_sum(op, given, x)])
-
-
-def _largest_sum(op: Op, given: dict[str, Any], output: Tensor) -> Tensor:
-    """Return the largest sum of the operation if it adds before it divides."""
-    if op.kind not in ("reduce_mean", "layer_norm"):
-        return torch.zeros(())
-    x: Tensor = given["x"]
-    axes = [int(axis) for axis in np.atleast_1d(given["axes"])]
-    if op.kind == "reduce_mean":
-        return output.abs().amax() * float(np.prod([x.shape[axis] for axis in axes]))
-    return (x - x.mean(axes, keepdim=True)).square().sum(axes).amax()
+    return torch.stack([x.amin(), x.amax(), error, power])

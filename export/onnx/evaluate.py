@@ -14,15 +14,13 @@ from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.session import feed_for
 
 ONNX_FILE = "model.onnx"
+EVALUATED_BY = "ONNX of the engine, run by ONNX Runtime; the engine itself was not run here"
 
 
 def onnx_evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
-    """Return a predictor that runs the ONNX file operator by operator in ONNX Runtime on the CPU.
+    """Return the ONNX file as it is written, run by ONNX Runtime on the CPU; `feed` makes its input of pixels.
 
-    Graph optimisation is off, since it drops roundings to half precision and quantizes biases, which no engine does.
-
-    Args:
-        feed: uint8 `[B, H, W, 3]` → the file's input.
+    Without graph optimisation: that would drop roundings to half precision and quantize biases, which no engine does.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -51,6 +49,7 @@ def _evaluator(path: Path, options: onnxruntime.SessionOptions, feed: Feed) -> P
     return run
 
 
-def reference(artifact: Artifact, folder: Path) -> Predictor:
-    """Return a predictor for the ONNX file in an artifact's folder."""
-    return onnx_evaluator(folder / ONNX_FILE, feed_for(artifact.model_dump(mode="json")))
+def reference(artifact: Artifact, folder: Path) -> tuple[Predictor, str]:
+    """Return the ONNX file in an artifact's folder as ONNX Runtime computes it, and what that is."""
+    feed = feed_for(artifact.model_dump(mode="json"))
+    return onnx_evaluator(folder / ONNX_FILE, feed), EVALUATED_BY

@@ -221,13 +221,10 @@ def rewrite(source: Path, out: Path, edit: Callable[[onnx.ModelProto], onnx.Mode
 def with_resize(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
     """Return a copy of `model` (uint8 `[batch, size, size, 3]`) that first resizes as `data.resize` does.
 
-    ONNX Runtime's antialiased Resize of uint8 has Pillow's filters and fixed-point sums. One axis at a time, it gives
-    Pillow's bytes except for rare differences of 1 (bicubic) or 1 to 2 (bilinear). Pillow 13 resizes the vertical axis
-    first if it loses more than twice as many pixels as the other, and earlier releases never do. The graph follows the
-    Pillow version of the export.
-
-    Raises:
-        EdgekdError: the interpolation is neither bicubic nor bilinear.
+    ONNX Runtime's antialiased Resize of uint8 has Pillow's filters and its fixed-point sums: one axis at a time it
+    gives Pillow's bytes, but for a rare step of 1 (bicubic) or a few of them (bilinear). Pillow 13 takes the vertical
+    axis first where it loses more than twice as many pixels as the other, earlier releases never; the graph follows the
+    Pillow that exports. Other interpolations are an `EdgekdError`.
     """
     if preprocess.interpolation not in _FILTERS:
         raise EdgekdError(
@@ -300,8 +297,7 @@ pixels (uint8[batch, height, width, 3] picture) => (uint8[batch, {size}, {size},
 def with_float_input(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of `model` (uint8 `[batch, H, W, 3]`) that takes the float32 input of its first layer instead.
 
-    Raises:
-        EdgekdError: the graph does anything else with its pixels.
+    A graph that does anything else with its pixels is an `EdgekdError`.
     """
     cut = copied(model)
     graph = cut.graph

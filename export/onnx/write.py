@@ -34,12 +34,8 @@ def export_onnx(
 ) -> None:
     """Write `model` to `path`: input `image` uint8 `[batch, size, size, 3]`, output float32 `[batch, …]`.
 
-    Args:
-        model: a `Deployable`, which is not changed.
-        metadata: the file's `metadata_props`, the only metadata in it, since the exporter's has source paths.
-
-    Raises:
-        EdgekdError: an operator has no ONNX counterpart, or the model exceeds 2 GB.
+    `metadata` becomes the file's only `metadata_props`: the exporter's own would carry source paths. An operator
+    without ONNX counterpart, and a model beyond ONNX's 2 GB, are an `EdgekdError`.
     """
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if n_bytes > _MAX_BYTES:
@@ -63,11 +59,8 @@ def export_onnx(
 def to_proto(model: nn.Module, inputs: Mapping[str, Tensor], output: str) -> onnx.ModelProto:
     """Return the ONNX graph of `model`, in eval mode, with a free batch and without traces of this machine.
 
-    Args:
-        inputs: name → example, in the order of the model's arguments.
-
-    Raises:
-        EdgekdError: an operator has no ONNX counterpart.
+    `inputs` are examples by name, in the order of the model's arguments. An operator without ONNX counterpart is an
+    `EdgekdError`.
     """
     try:
         with quiet():
@@ -161,24 +154,17 @@ def _cause(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def unprinted() -> Iterator[None]:
-    """Hide output and warnings; errors are raised as exceptions."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Hide the exporter's output, logs and warnings, but not its exceptions."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with unprinted():
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)

@@ -36,15 +36,8 @@ SATURATING_OPS = ("Relu", "Clip")
 MOVING_OPS = ("Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators that only move values, so that bytes keep their scale."""
 MAP_OPS = (
-    "Add",
-    "AveragePool",
-    "Concat",
-    "GlobalAveragePool",
-    "HardSigmoid",
-    "HardSwish",
-    "Mul",
-    "Sigmoid",
-)
+    "Add", "AveragePool", "Concat", "GlobalAveragePool", "HardSigmoid", "HardSwish", "Mul", "Sigmoid",
+)  # fmt: skip
 """Operators with an int8 kernel that is faster than float if the inputs are bytes already."""
 INTEGER_OPS = (*WEIGHTED_OPS, *MAP_OPS, *SATURATING_OPS, *MOVING_OPS)
 _TOKENS = ("Concat", "Add", "Mul", "Sigmoid")
@@ -79,11 +72,6 @@ class Plan:
     """Nodes to quantize, by name, in graph order."""
     rounded: frozenset[str]
     """Activations to store as bytes, without those before a fused activation function."""
-
-    @property
-    def layers(self) -> list[str]:
-        """Return the names of the weighted layers among them."""
-        return [name for name, node in self.taken.items() if node.op_type in WEIGHTED_OPS]
 
 
 def plan(model: onnx.ModelProto, in_float: Collection[str]) -> Plan:

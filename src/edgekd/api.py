@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.configs.benchmark import BenchmarkConfig, EvaluateConfig, ReportConfig
 from edgekd.configs.data import DataCheckConfig
 from edgekd.configs.export import AddClassConfig, ClassConfig, ExportConfig, VerifyConfig
-from edgekd.configs.fetch import FetchConfig
-from edgekd.configs.hub import PullConfig, PushConfig
-from edgekd.configs.predict import DemoConfig, PredictConfig
+from edgekd.configs.models import DemoConfig, FetchConfig, PredictConfig, PullConfig, PushConfig
 from edgekd.configs.study import StudyConfig
 from edgekd.configs.train import MissingConfig, TrainConfig
 from edgekd.configs.verbs import verb, verb_of_paths
@@ -53,15 +51,6 @@ def plan_training(config: TrainConfig) -> Estimate:
     from edgekd.distill.classification.estimate import plan_run
 
     return plan_run(config)
-
-
-@verb(TrainConfig)
-def train_or_plan(config: TrainConfig) -> Run | Estimate:
-    """Run `plan_training` if `plan` is set, else `train`; this is `edgekd train`."""
-    from edgekd.distill.classification.estimate import plan_run
-    from edgekd.distill.train import train
-
-    return plan_run(config) if config.plan else train(config)
 
 
 @verb(FetchConfig)
@@ -118,17 +107,9 @@ def export(config: ExportConfig) -> list[Artifact]:
 
     if not config.auto:
         return export_run(config)
-    chosen = _choose(config)
+    chosen = choose(config)
     check_recommendation(chosen.report)
     return chosen.artifacts
-
-
-@verb(ExportConfig)
-def export_or_choose(config: ExportConfig) -> list[Artifact] | Chosen:
-    """Run `export`, and return the report too for the target `auto`; this is `edgekd export`."""
-    from edgekd.export.run import export_run
-
-    return _choose(config) if config.auto else export_run(config)
 
 
 @dataclass(frozen=True)
@@ -142,7 +123,8 @@ class Chosen:
     """Name of a target or file, and the reason why it was not measured."""
 
 
-def _choose(config: ExportConfig) -> Chosen:
+def choose(config: ExportConfig) -> Chosen:
+    """Export and measure every file that the device could run; see `export` with the target `auto`."""
     from edgekd.benchmark.gates import parse_gates
     from edgekd.benchmark.report.recommend import recommend
     from edgekd.core.manifest import read_artifact
@@ -219,13 +201,13 @@ def make_bundle(config: BenchmarkConfig) -> str:
     """
     if not config.bundle:
         raise EdgekdError("No folder is given for the bundle.", 'Use device="bundle:DIR".')
-    return _bundle(config)
+    from edgekd.benchmark.device import bundle
+    from edgekd.evaluation.gather import gather
+    from edgekd.targets.profiles import follow_profile
 
-
-@verb_of_paths(BenchmarkConfig)
-def benchmark_or_bundle(config: BenchmarkConfig) -> Report | str:
-    """Run `make_bundle` if a device is a bundle, else `benchmark`; this is `edgekd benchmark`."""
-    return _bundle(config) if config.bundle else _measure(config)
+    config = follow_profile(config, {"threads"}, cautions=True)
+    found = gather(config)
+    return bundle(found.subjects, found.suites, Path(str(config.bundle)), config)
 
 
 def _measure(config: BenchmarkConfig) -> Report:
@@ -268,16 +250,6 @@ def _measure(config: BenchmarkConfig) -> Report:
     pages = [folder / name for name in ("report.html", "report.json", "MODEL_CARD.md")]
     attach_to_run(found.home, folder.name, "report", pages)
     return made.model_copy(update={"folder": folder})
-
-
-def _bundle(config: BenchmarkConfig) -> str:
-    from edgekd.benchmark.device import bundle
-    from edgekd.evaluation.gather import gather
-    from edgekd.targets.profiles import follow_profile
-
-    config = follow_profile(config, {"threads"}, cautions=True)
-    found = gather(config)
-    return bundle(found.subjects, found.suites, Path(str(config.bundle)), config)
 
 
 @verb_of_paths(ReportConfig)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import edgekd
 from edgekd import api
 from edgekd.cli import app
-from edgekd.cli.commands import Given, command
+from edgekd.cli.commands import command
 from edgekd.configs.base import Config, Counts, OptionalPath, Words, check, option
 from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.configs.export import AddClassConfig, ExportConfig
@@ -262,7 +262,7 @@ def test_an_option_is_declared_once(tmp_path: Path) -> None:
     app, painted = typer.Typer(), []
 
     @command(app, f"{__name__}:paint")
-    def scratch(result: ScratchConfig, _: Given) -> None:
+    def scratch(result: ScratchConfig, _: Any) -> None:
         """Paint."""
         painted.append(result)
 

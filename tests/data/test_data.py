@@ -277,7 +277,7 @@ def test_parquet_manifest_equals_csv(tmp_path: Path, make_domain_folder: Make) -
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.csv", b"paht,label\na.png,x\n", 'rename "paht" to "path"'),
+        ("m.csv", b"paht,label\na.png,x\n", "its columns are paht, label"),
         ("m.csv", b"path,klass\na.png,x\n", 'no column "label"'),
         ("m.csv", b"path,label,domian\na.png,x,y\n", 'Did you mean "domain"?'),
         ("m.csv", b"path,label,split\na.png,x,tran\n", 'Did you mean "train"?'),

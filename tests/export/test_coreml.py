@@ -24,7 +24,7 @@ from edgekd.export.graph import Deployable, torch_logits
 from edgekd.export.mil.compress import palettize, quantize_weights
 from edgekd.export.mil.evaluate import evaluate, logits_of
 from edgekd.export.mil.ops import OPS
-from edgekd.export.mil.program import MilProgram, Op, Ref, decompress, read_program
+from edgekd.export.mil.program import MilProgram, Op, Ref, read_program
 from edgekd.export.mil.ranges import layers_to_keep, measure_ranges
 from edgekd.export.onnx.write import quiet
 from edgekd.targets.session import open_session
@@ -157,10 +157,9 @@ def half(request: pytest.FixtureRequest) -> tuple[str, Any]:
 
 
 @pytest.mark.parametrize(("form", "tolerance"), [("int8", 0.02), ("pal6", 0.1), ("pal4", 0.5)])
-def test_compressed_weights_are_expanded_as_the_specification_says(
+def test_compressed_weights_are_expanded(
     half: tuple[str, Any], form: str, tolerance: float, tmp_path: Path
 ) -> None:
-    """Our formulas against coremltools' own, on every weight of a saved package."""
     from coremltools.converters.mil.frontend.milproto.load import load
 
     deployment, model = half
@@ -177,8 +176,6 @@ def test_compressed_weights_are_expanded_as_the_specification_says(
     operations = program.functions["main"].operations
     stored = [op for op in operations if op.op_type.startswith("constexpr_")]
     assert [op.op_type for op in stored] == [kind] * 2  # the two layers of more than 512 weights
-    for op in stored:
-        np.testing.assert_array_equal(decompress(op), op.materialized_val_inference())
     images = pictures(16, seed=5)
     expected = torch_logits(build(), images)
     error = np.abs(logits_of(read_program(package), images) - expected).max()
@@ -274,7 +271,6 @@ def test_students_that_cannot_be_exported(
     ("changes", "message"),
     [
         ({"calibration": None}, "FP16 needs calibration images"),
-        ({"calibration": pictures(1)[:0]}, "range analysis for half precision needs images"),
         ({"deployment_target": "iOS12"}, "not made for iOS12"),
         ({"compute_capability": "8.6"}, "coreml has no option compute_capability"),
     ],
@@ -556,18 +552,6 @@ def test_underflow_is_measured_by_what_rounding_loses() -> None:
     hazards = measure_ranges(chain(1e-8, 1e8), IMAGES).hazards
     assert [(h.layer, h.kind) for h in hazards] == [("up", "underflow"), ("relu", "underflow")]
     assert hazards[0].rounding == pytest.approx(1)
-
-
-def test_a_sum_inside_is_reported_but_changes_nothing() -> None:
-    ops = (op("reduce_mean", "mean", x=Ref("scaled"), axes=np.array([2, 3]), keep_dims=False),)
-    first = op("mul", "scaled", x=Ref("image"), y=np.float32(100).reshape(()))
-    last = op("softmax", "odds", x=Ref("mean"), axis=1)
-    program = MilProgram("image", (1, 3, 4, 4), (first, *ops, last), ("odds",))
-    hazards = measure_ranges(program, IMAGES).hazards
-    assert [(h.layer, h.kind) for h in hazards] == [("mean", "sum")]
-    assert hazards[0].largest == pytest.approx(1600 * means().max(), rel=1e-5)
-    assert "intermediate sums of" in hazards[0].sentence
-    assert layers_to_keep(program, hazards) == set()
 
 
 def test_diverged_weights_are_named() -> None:

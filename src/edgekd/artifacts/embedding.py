@@ -33,10 +33,7 @@ def check_embeds(loaded: LoadedRun) -> None:
 def embedding_with_bank(loaded: LoadedRun, data: str | None) -> tuple[Deployable, ClassBank]:
     """Return the graph, and the bank of the run's classes with a logit scale fitted on source validation.
 
-    Cosines differ from the scores of the exported classifier, so its temperature does not apply.
-
-    Args:
-        data: current place of the run's images, if they have moved.
+    Cosines are not the scores that the exported classifier gives, so its temperature does not fit them.
     """
     images, split = loaded.data(data)
     order = np.random.Generator(np.random.Philox(0)).permutation(split.val)

@@ -22,23 +22,25 @@ from edgekd.core.errors import EdgekdError
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-Given = dict[str, Any]
-"""The options given on the command line, by field."""
-Show = Callable[[Any, Given], None]
+Show = Callable[[Any, Any], None]
+"""Print what a verb returned for a configuration."""
 
 
-def command(app: typer.Typer, verb: str, name: str | None = None) -> Callable[[Show], Show]:
+def command(
+    app: typer.Typer, verb: str, name: str | None = None, pick: Callable[[Any], str] | None = None
+) -> Callable[[Show], Show]:
     """Register a command that calls a function; the decorated function prints its result.
 
     Args:
         verb: `module:function` decorated with `edgekd.configs.verbs.verb`, imported on first use.
         name: name of the command; None is the function's name.
+        pick: configuration → the function of the module to call; None: always the verb.
     """
 
     def register(show: Show) -> Show:
         @functools.cache
         def made() -> Any:
-            return _command(verb, show)
+            return _command(verb, show, pick)
 
         class Lazy(TyperCommand):
             """Delegate to the command created from the configuration."""
@@ -71,11 +73,13 @@ def command(app: typer.Typer, verb: str, name: str | None = None) -> Callable[[S
     return register
 
 
-def _command(verb: str, show: Show) -> Any:
+def _command(verb: str, show: Show, pick: Callable[[Any], str] | None) -> Any:
     from edgekd.configs.base import COMMAS, options_of
 
-    module, _, function = verb.partition(":")
-    options = options_of(getattr(importlib.import_module(module), function).config)
+    name_of_module, _, function = verb.partition(":")
+    module = importlib.import_module(name_of_module)
+    model = getattr(module, function).config
+    options = options_of(model)
     parameters, switches = [], {}
     for name, (field, panel, extra) in options.items():
         kind = _kind(field.annotation)
@@ -88,7 +92,7 @@ def _command(verb: str, show: Show) -> Any:
             parameters.append(_switch(switch, flag, value, help_, panel))
 
     def callback(**values: Any) -> None:
-        given: Given = {}
+        given: dict[str, Any] = {}
         for name, value in values.items():
             if value is None or value == []:
                 continue
@@ -100,7 +104,9 @@ def _command(verb: str, show: Show) -> Any:
                     f"Give one of {flags}, and repeat the command for another.",
                 )
             given[name] = ",".join(value) if COMMAS in options[name][0].metadata else value
-        show(getattr(importlib.import_module(module), function)(**given), given)
+        config = model.load(**given)
+        called = inspect.unwrap(getattr(module, pick(config) if pick else function))
+        show(called(config), config)
 
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import importlib.metadata
 import platform
 
 from edgekd.core.errors import EdgekdError, did_you_mean
@@ -11,21 +10,9 @@ from edgekd.core.files import cache_root
 from edgekd.core.version import __version__
 
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "open_clip_torch",
-    "onnx",
-    "onnxruntime",
-    "nncf",
-    "openvino",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "coremltools",
-    "executorch",
-    "litert-torch",
-    "ai-edge-litert",
-)
+    "torch", "torchvision", "timm", "open_clip_torch", "onnx", "onnxruntime", "nncf", "openvino", "tensorrt",
+    "tensorrt-rtx-cu13", "coremltools", "executorch", "litert-torch", "ai-edge-litert",
+)  # fmt: skip
 _SETTINGS = {
     "compute_capability": "compute capability {}",
     "deployment_target": "{}",
@@ -41,8 +28,8 @@ def examine() -> list[str]:
     import torch
 
     from edgekd.core.hub import hub_reachable
-    from edgekd.core.machine import describe
-    from edgekd.targets.trt.builders import describe as tensorrt_builder
+    from edgekd.core.machine import describe, version_of
+    from edgekd.targets.trt.machine import describe as tensorrt_builder
 
     machine = describe()
     features = ", ".join(machine["features"]) or "none that speed up INT8"
@@ -50,7 +37,7 @@ def examine() -> list[str]:
         "edgekd": f"{__version__}, Python {platform.python_version()} on {platform.platform()}",
         "processor": f"{machine['cpu']} ({machine['usable_cores']} of {machine['cores']} cores usable; {features})",
         "CUDA": torch.cuda.get_device_name() if torch.cuda.is_available() else "no device",
-        **{package: _version(package) for package in PACKAGES},
+        **{package: version_of(package) or "not installed" for package in PACKAGES},
         "providers": ", ".join(onnxruntime.get_available_providers()),
         "TensorRT": tensorrt_builder(),
         "cache": str(cache_root()),
@@ -59,13 +46,6 @@ def examine() -> list[str]:
         else "not reachable: use local weights and local-dir: teachers",
     }
     return [f"{name:<18}{fact}" for name, fact in facts.items()]
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def student_lines(pattern: str | None) -> list[str]:

@@ -170,8 +170,7 @@ class Config(BaseModel, metaclass=_Meta):
     def load(cls, **given: Any) -> Self:
         """Merge the file `config`, the given options (None: not given), and `settings`, in increasing priority.
 
-        Raises:
-            EdgekdError: the settings are invalid; the message lists all problems.
+        Every problem of the three sources is in one `EdgekdError`.
         """
         given = {name: copy.deepcopy(value) for name, value in given.items() if value is not None}
         file, settings = given.pop("config", None), _items(given.pop("settings", ()))
@@ -256,11 +255,7 @@ def _refuse(values: Mapping[str, Any]) -> None:
 
 
 def refuse_command(values: Mapping[str, Any], file: object) -> None:
-    """Refuse a command for descriptions in a file.
-
-    Raises:
-        EdgekdError: the settings have one.
-    """
+    """Raise an `EdgekdError` if the settings of a file name a program for descriptions."""
     if str(values.get("descriptions", "")).startswith("command:"):
         raise EdgekdError(
             f"{file} has a command for descriptions, which is only allowed on the command line.",
@@ -279,11 +274,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def put(target: dict[str, Any], setting: str) -> None:
-    """Set `a.b=value` in nested tables. The value is parsed as TOML, or else taken as a string.
-
-    Raises:
-        EdgekdError: the setting has another form, or `a` is not a table.
-    """
+    """Set `a.b=value` in nested tables; the value is TOML, or else a string."""
     path, equals, text = setting.partition("=")
     if not equals or not path.strip():
         raise EdgekdError(

@@ -14,7 +14,7 @@ from edgekd.configs.base import (
     check,
     option,
 )
-from edgekd.core.errors import EdgekdError
+from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.formats import EXACT, Input
 from edgekd.core.manifest import AnyPrecision
 from edgekd.targets.registry import AUTO, DEFAULT_TARGET
@@ -62,7 +62,7 @@ class FileOptions(Config):
     """TensorRT: compute capabilities to build for, for example 8.6,8.9."""
     deployment_target: str | None = option(default=None, group="Device")
     """Core ML: minimum system version. Default: iOS17."""
-    inference_precision: str | None = option(default=None, group="Device")
+    inference_precision: Literal["f32", "bf16", "f16"] | None = option(default=None, group="Device")
     """OpenVINO with --fp16 or --int8: precision of float layers: f32, bf16 or f16. Default: f32."""
     padding: bool | None = option(default=None, group="Device")
     """ONNX Runtime with --int8: pad the channels of depthwise convolutions to a multiple of 16, which the int8 kernels
@@ -127,7 +127,7 @@ class ExportConfig(AutoOptions, QuantizationOptions, FileOptions):
 
     @check
     def _target(self) -> None:
-        from edgekd.targets.registry import TARGETS, check_calibrator, check_input, get_target
+        from edgekd.targets.registry import TARGETS, get_target
 
         if self.auto:
             self._check_auto()
@@ -143,9 +143,25 @@ class ExportConfig(AutoOptions, QuantizationOptions, FileOptions):
                 f"The target {self.target} does not support {self.precision}.",
                 f"It supports: {', '.join(target.precisions)}.",
             )
-        check_calibrator(target, self.precision, self.calibrator)
-        if self.input is not None:
-            check_input(target, self.input)
+        if self.calibrator is not None and self.calibrator not in target.calibrators:
+            raise EdgekdError(
+                f'{target.name} has no calibrator "{self.calibrator}".',
+                did_you_mean(self.calibrator, target.calibrators),
+            )
+        if self.calibrator is not None and self.precision != "int8":
+            raise EdgekdError(
+                f"{self.precision} has no ranges to choose.", "--calibrator belongs to --int8."
+            )
+        if self.input is not None and self.input not in target.inputs:
+            raise EdgekdError(
+                f"The files of {target.name} have no input of the kind {self.input}.",
+                f"Choose --input {' or '.join(target.inputs)}.",
+            )
+        if self.precision == "fp32" and self.inference_precision not in (None, "f32"):
+            raise EdgekdError(
+                f"An fp32 file gives the student's own logits, which {self.inference_precision} does not.",
+                "Export with --fp16 or --int8 for this inference precision.",
+            )
         if self.padding is not None and self.precision != "int8":
             raise EdgekdError(f"{self.precision} has no padding.", "--padding belongs to --int8.")
         for name in set(self.options) - set(target.options):

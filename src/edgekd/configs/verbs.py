@@ -84,19 +84,10 @@ def _signature(model: type[Config], function: Callable[..., Any]) -> inspect.Sig
 
 def _named(call: Callable[..., Any], args: Sequence[Any]) -> dict[str, Any]:
     """Map positional arguments to their names."""
-    signature = inspect.signature(call)
-    if "paths" in signature.parameters:
-        places: list[Any] = []
-        for given in args:
-            places += [given] if isinstance(given, StrPath) else given
-        return {"paths": places} if places else {}
-    names = [
-        name
-        for name, parameter in signature.parameters.items()
-        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-    ]
-    if len(args) > len(names):
-        raise TypeError(
-            f"{call.__name__}() takes {len(names)} positional arguments but {len(args)} were given"
-        )
-    return dict(zip(names, args, strict=False))
+    found = inspect.signature(call).bind_partial(*args).arguments
+    if "paths" not in found:
+        return found
+    places: list[Any] = []
+    for given in found["paths"]:
+        places += [given] if isinstance(given, StrPath) else given
+    return {"paths": places}

@@ -44,7 +44,7 @@ class VlDataOptions(Config):
     sentences. Default: easy-vqa; toy for ve and choice."""
     test_domain: str = "none"
     """Domain to leave out as the unseen test (easy-vqa: held-out, six colour-shape pairs)."""
-    fraction: float = 1.0
+    fraction: float = option(default=1.0, gt=0, le=1)
     """Fraction of the training pictures, for example 0.01."""
     split_seed: int = option(default=0, ge=0)
     """Seed of the train/val/test split."""

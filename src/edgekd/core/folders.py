@@ -33,14 +33,12 @@ class Kind:
     """A kind of output folder.
 
     Attributes:
-        name: noun for messages, such as "run".
-        marker: the file that identifies such a folder.
-        keys: required keys of a JSON marker, since a `config.json` may belong to another program.
-        patterns: names of the entries written by edgekd, as for `fnmatch`; if `files` is one of the keys, the entries
-            listed there count too.
-        early: entries written before the first checkpoint.
-        loggers: entries of loggers that the marker names, also before the first checkpoint.
-        text: required text of a marker that is not JSON.
+        marker: the file by which such a folder is recognised.
+        keys: what the marker, if it is JSON, holds at least; a `config.json` may be another program's.
+        patterns: names of the entries that edgekd writes, as for `fnmatch`; with the key `files` those it lists, too.
+        early: those that it writes before the first checkpoint.
+        loggers: logger → its entries, if the marker names it; written before the first checkpoint, too.
+        text: what the marker, if it is not JSON, contains at least.
     """
 
     name: str
@@ -165,11 +163,7 @@ def refuse_page(path: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def held(lock: Path, message: str) -> Iterator[None]:
-    """Hold a lock file for the block; it is released if the process is killed.
-
-    Raises:
-        EdgekdError: another process holds it, with `message`.
-    """
+    """Hold a lock file for the block; where another process holds it, `message` is the `EdgekdError`."""
     with disk_errors(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
         claim = FileLock(lock)
@@ -239,8 +233,7 @@ def publishing(folder: Path, kind: Kind, *, overwrite: bool) -> Iterator[Path]:
     An existing folder of this kind is replaced only with `overwrite`, and files of others in it are kept.
 
     Raises:
-        EdgekdError: another process writes to `folder`, or it may not be written. If it was filled meanwhile, the
-            result is kept next to it.
+        EdgekdError: another process writes there, or `folder` may not be written; a result is then beside it.
     """
     folder = folder.resolve() if folder.is_symlink() else folder
     kind.refuse(folder, overwrite=overwrite)

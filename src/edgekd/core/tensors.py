@@ -39,10 +39,7 @@ def write_tensors(
 def read_tensors(
     path: Path, what: str, hint: str = RESTORE
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors and facts of a safetensors file.
-
-    Returns:
-        The tensors by name, and the facts, or the text fields of the header if there are no facts.
+    """Read a safetensors file: tensors by name, and the facts that edgekd wrote with them, else its header's texts.
 
     Raises:
         EdgekdError: the file is missing, or not safetensors.

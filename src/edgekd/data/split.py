@@ -34,14 +34,13 @@ class Split:
     """Sorted int64 indices into an `ImageSet`, with the rule of the split.
 
     Attributes:
-        train, val, id_test: images of the source domains.
-        ood_test: all images of the unseen domain, empty if there is none.
-        test_domain: name of that domain.
-        rule: the rule as a sentence.
-        seed: seed of the order inside a group.
-        hash: 16 hex digits over contents and roles, independent of the folder.
-        entries: role → image id → content key, as stored in `split.json`.
-        train_domains: sorted names of the training domains; empty for data without domains.
+        train, val, id_test: of the source domains.
+        ood_test: every image of `test_domain`, the domain left out; empty where none is.
+        rule: as a sentence.
+        seed: of the order inside a group.
+        hash: 16 hex digits over contents and roles; the same wherever the images lie.
+        entries: role → image id → content key, as `split.json` stores it.
+        train_domains: sorted; empty where the data has none.
     """
 
     train: NDArray[np.int64]
@@ -91,13 +90,12 @@ def with_roles(images: ImageSet, split: Split, rule: str, **roles: list[int]) ->
 def make_split(images: ImageSet, *, test_domain: str = "auto", seed: int = 0) -> Split:
     """Split `images`.
 
-    With several domains, one is left out as `ood_test`. Each class of each other domain is split 80/10/10 into train,
-    val and id_test (or by its folders or manifest); at least one image trains. Equal content is always in one part:
-    copies follow the first image, and content in a given test set or in the unseen domain does not train.
+    With several domains one is left out as `ood_test`; each class of each other domain is cut 80/10/10 into train, val
+    and id_test (or by its folders or manifest). Of 2 images one trains, of 1 that one. The same content never lies on
+    both sides: what is also in a given test set or in the domain left out does not train.
 
     Args:
         test_domain: a domain's name, `auto` (the alphabetically last of several, none of one) or `none`.
-        seed: any integer.
 
     Raises:
         EdgekdError: the domain is unknown, a class has no training image, or there are too few images.
@@ -341,11 +339,7 @@ class StoredSplit(BaseModel):
 
 
 def read_stored_split(path: Path) -> StoredSplit:
-    """Read a `split.json` without its images.
-
-    Raises:
-        EdgekdError: missing, damaged or of another schema version.
-    """
+    """Read a `split.json` without its images; a missing, damaged or other version is an `EdgekdError`."""
     data = printable_values(read_object(path, "split"))
     if data.get("schema_version") != _SCHEMA_VERSION:
         raise EdgekdError(

@@ -33,13 +33,11 @@ _EXCLUDED = {
 
 
 def load_unlabelled(source: str | Path) -> ImageSet:
-    """Load unlabelled images.
-
-    Files that are not readable images are skipped, with one warning. Images are in the order of their paths.
+    """Load images of no class, in the order of their paths; those that cannot be read are left out, with one warning.
 
     Args:
-        source: a folder, searched recursively; a `.csv` or `.parquet` manifest, WebDataset shards or `hf:NAME`, whose
-            labels are ignored; or `toy:STYLE`, 200 drawings of a style that are not in the toy data.
+        source: as `open_source` takes it without labels, or `toy:STYLE`, 200 drawings of that style that are not in the
+            toy data.
 
     Raises:
         EdgekdError: the source is missing or has no readable image.
@@ -66,20 +64,16 @@ def with_unlabelled(
     limit: int | None = None,
     adapt: int | None = None,
 ) -> tuple[ImageSet, Split]:
-    """Join the unlabelled images of a run to its labelled ones.
+    """Return a run's labelled images with the unlabelled ones behind them, and the split with their contents and names.
 
-    Images of the split and duplicates are skipped and counted in one warning. If images of the unseen domain are among
-    them, that domain counts as seen without labels.
+    Images of the split and repeated contents are left out and counted in one warning. Where images of the unseen domain
+    are among them, its style counts as seen without labels.
 
     Args:
-        images: labelled images.
-        split: split of `images`; if it has unlabelled images of an earlier start of the run, these are used again.
-        sources: as in `load_unlabelled`.
-        limit: maximum number of images, the first by content key.
-        adapt: number of images of the unseen domain that train without labels, from the untested half.
-
-    Returns:
-        The labelled images followed by the unlabelled ones, and the split with their contents and names.
+        split: of `images`; with the unlabelled images of a run that began before, those are taken again.
+        sources: as `load_unlabelled` takes them.
+        limit: only so many of them, the first by content key.
+        adapt: images of the unseen domain that train without labels, from the half that is not tested.
 
     Raises:
         EdgekdError: a source cannot be loaded, no image is left, or images of an earlier start are missing.
@@ -176,18 +170,15 @@ def label_free(
     seed: int = 0,
     before: Path | None = None,
 ) -> tuple[ImageSet, Split]:
-    """Load the images of a run without labels.
+    """Return the images of a run without any label, the held-out ones first, and a split with these in `val`.
+
+    They serve to compare the student with its teacher and an exported file with the student.
 
     Args:
-        sources: as in `load_unlabelled`.
+        sources, limit: as of `with_unlabelled`.
         classes: names that the student learns to distinguish.
-        limit: maximum number of images, the first by content key.
-        seed: seed of the content-hash order, by which a tenth is held out.
-        before: `split.json` of the run, if it exists.
-
-    Returns:
-        The images, held-out ones first, and a split with these in `val`, for comparing student and teacher, and
-        exported file and student.
+        seed: of the order by content hash in which a tenth is held out.
+        before: `split.json` of the run, where it exists.
 
     Raises:
         EdgekdError: as `with_unlabelled`; fewer than two images.

@@ -1,4 +1,4 @@
-"""Options of `edgekd predict` and `edgekd demo`."""
+"""`edgekd predict`, `demo`, `push`, `pull` and `fetch`: models at work, on the Hub, and weights to carry."""
 
 from __future__ import annotations
 
@@ -34,3 +34,34 @@ class DemoConfig(Config):
     """Run folder (for teacher, student and every exported file) or artifact folder."""
     port: int = option(default=8765, ge=0, le=65535)
     """Port on this machine; 0 selects a free one."""
+
+
+class PushConfig(Config):
+    """A model for the Hub."""
+
+    model: AnyPath = option(kw_only=False)
+    """Run folder (uploads student, exported files and the newest model card) or artifact folder (uploads that file)."""
+    repo: str = option(kw_only=False)
+    """Repository on the Hub, ORG/NAME; created if it does not exist."""
+    private: bool = False
+    """Create a private repository."""
+
+
+class PullConfig(Config):
+    """A model from the Hub."""
+
+    repo: str = option(kw_only=False)
+    """ORG/NAME on the Hub."""
+    out: AnyPath
+    """New folder."""
+
+
+class FetchConfig(Config):
+    """Weights for a machine without a network."""
+
+    teacher: str = option(kw_only=False)
+    """NAME:TAG (open_clip) or hf-hub:ORG/MODEL."""
+    students: Items = option(default=(), kw_only=False)
+    """Friendly or timm names."""
+    to: AnyPath
+    """Folder to write to; existing files in it are not changed."""
