@@ -116,7 +116,7 @@ def verify(links: Any, config: Any) -> None:
     broken = next((link for link in links if not link["passed"]), None)
     if broken is not None:
         raise GateFailed(
-            f"{config.artifact} is not what the student computes; the link {broken['link']} broke: "
+            f"{config.artifact} does not match the student; the step {broken['link']} failed: "
             f"{broken['reason']}.",
             "Export again with --overwrite, or measure the accuracy of an INT8 file: edgekd benchmark.",
         )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 Show = Callable[[Any, Any], None]
-"""Print what a verb returned for a configuration."""
+"""Print the result of a function of a configuration."""
 
 
 def command(
@@ -34,7 +34,7 @@ def command(
     Args:
         verb: `module:function` decorated with `edgekd.configs.verbs.verb`, imported on first use.
         name: name of the command; None is the function's name.
-        pick: configuration → the function of the module to call; None: always the verb.
+        pick: configuration → name of the function in that module to call; None: always the verb.
     """
 
     def register(show: Show) -> Show:
