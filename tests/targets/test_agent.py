@@ -137,7 +137,7 @@ def test_two_agents_take_turns(agent: Path, tmp_path: Path) -> None:
     code, said = run_agent(sys.executable, agent, "run", str(job))
     assert (first.wait(), code) == (0, 0)
     assert [message["say"] for message in said if "say" in message] == [
-        "an earlier agent is still at work on this; waiting for it"
+        "an earlier agent is still working on this job; waiting for it"
     ]
 
 

@@ -159,7 +159,7 @@ def test_a_cut_connection_is_one_sentence_and_the_work_goes_on(
     thread.join()
     assert len(caught) == 1
     assert "The connection to testdevice failed or broke" in caught[0].message
-    assert "goes on where it stopped" in caught[0].hint
+    assert "to resume" in caught[0].hint
     [done] = server.cache.glob("edgekd-agent/job-*/done")
     answered = (done / "predict-0-0.npz").stat().st_mtime_ns
     said.clear()
