@@ -216,7 +216,7 @@ def test_a_failed_cell_of_a_study_is_an_error(
 @pytest.mark.parametrize(
     ("stop", "code", "said"),
     [
-        (KeyboardInterrupt(), 130, "Stopped.\nhint:  A training run goes on with --resume"),
+        (KeyboardInterrupt(), 130, "Stopped.\nhint:  Resume a training with --resume"),
         (Stopped(signal.SIGTERM, "It ended.", "Go on."), 143, "It ended.\nhint:  Go on.\n"),
     ],
 )
