@@ -186,11 +186,11 @@ def test_changing_keeps_the_artifact_whole(tmp_path: Path) -> None:
     [entry] = read_bank(folder / artifact.bank).facts["added"]
     assert entry["class"] == "blue"
     (folder / artifact.bank).write_bytes(red_and_green().to_bytes())
-    with pytest.raises(EdgekdError, match="is not the file that artifact"):
+    with pytest.raises(EdgekdError, match="does not match artifact"):
         change_bank(folder, add_blue)
     manifest = json.loads((folder / "artifact.json").read_text())
     (folder / "artifact.json").write_text(json.dumps({**manifest, "bank": None}))
-    with pytest.raises(EdgekdError, match="ends in the logits of fixed classes"):
+    with pytest.raises(EdgekdError, match="fixed classes"):
         change_bank(folder, add_blue)
     with pytest.raises(EdgekdError, match="There is no artifact"):
         change_bank(tmp_path / "nowhere", add_blue)
