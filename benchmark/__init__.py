@@ -1,6 +1,6 @@
 """Benchmark: latency, in-domain and out-of-distribution accuracy, and the report. Never imports torch.
 
-`measure` times, `evaluate` scores. Nothing is imported here, so that a process that times starts with what it needs.
+`measure` times and `evaluate` scores. Nothing is imported here, so that timing processes import only what they need.
 """
 
 from edgekd import make_callable

@@ -1,4 +1,4 @@
-"""The whole measurement: logits of every subject on every suite, latency of every subject, one report."""
+"""Run a benchmark: logits of every subject on every suite, latency of every subject, and the report."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def run_benchmark(
         examples: show small copies of misclassified images in report.html.
 
     Raises:
-        EdgekdError: nothing to measure, two subjects of one name, an artifact that does not run or that falls back to
-            another provider.
+        EdgekdError: there is nothing to measure, two subjects have the same name, or an artifact does not run or falls
+            back to another provider.
     """
     speed = speed or SpeedOptions()
     _check(subjects, suites)
@@ -135,7 +135,7 @@ def _check(subjects: Sequence[Subject], suites: Sequence[Suite]) -> None:
         )
     names = [f"{subject.run}/{subject.name}" for subject in subjects]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise EdgekdError(f"{twice} is to be measured twice.", "Name each run and artifact once.")
+        raise EdgekdError(f"{twice} is given twice.", "Give each run and artifact once.")
     for subject in subjects:
         if not any(suite.holds(subject) for suite in suites):
             raise EdgekdError(

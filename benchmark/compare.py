@@ -1,4 +1,4 @@
-"""Paired comparisons: two files measured in turns, every two files of a run, one run and another."""
+"""Paired comparisons of two files measured in turns, of all files of a run, and of two runs."""
 
 from __future__ import annotations
 
@@ -127,10 +127,10 @@ def gain_rows(
     logits: Logits,
     runs: Sequence[Mapping[str, Any]],
 ) -> Iterator[GainRow]:
-    """Compare each run with a baseline: subjects of the same name, on the images that both runs were measured on.
+    """Compare each run with a baseline, by subjects of the same name on the images of both runs.
 
-    The base of a distilled run is the first run without teacher; that of a run with unlabelled images also the first
-    other run without them, of the same recipe where there is one. Without either it is the first run.
+    The base of a distilled run is the first run without a teacher. A run with unlabelled images is also compared with
+    the first other run without them, preferably of the same recipe. Otherwise the base is the first run.
 
     Args:
         runs: facts of each run: `name`, `recipe`, and `unlabelled` where unlabelled images took part in training.

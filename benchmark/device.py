@@ -1,4 +1,4 @@
-"""Artifacts measured on devices: from subjects and suites to a job, and from its result to subjects."""
+"""Measure artifacts on devices: turn subjects and suites into a job, and its result into subjects."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def on_devices(
     *,
     keep: bool = False,
 ) -> list[Subject]:
-    """Return teacher and torch student, then every artifact as each of the devices `specs` measures it.
+    """Return teacher and torch student, and every artifact as measured by each of the devices `specs`.
 
     Raises:
         EdgekdError: no artifact, no such device, or one that cannot measure it.
@@ -58,7 +58,7 @@ def on_devices(
 def bundle(
     subjects: Sequence[Subject], suites: Sequence[Suite], folder: Path, speed: SpeedOptions
 ) -> str:
-    """Write the folder for a device that cannot be reached from here; return the line to run there."""
+    """Write the folder for a device without a connection; return the command to run there."""
     with _order(_for_agent(subjects), suites, speed, speed.grid) as order:
         packages = sorted({PACKAGES[_manifest(one).format] for one in order.artifacts})
         names = ", ".join(one.name for one in order.job.artifacts)
@@ -69,10 +69,10 @@ def bundle(
 def from_result(
     subjects: Sequence[Subject], suites: Sequence[Suite], path: Path
 ) -> tuple[list[Subject], bool]:
-    """Return teacher and torch student, then the artifacts by the result file of a device; and whether it was quick.
+    """Return teacher, torch student and the artifacts of a device's result file, and whether it was quick.
 
     Raises:
-        EdgekdError: a result of other artifacts or of other images.
+        EdgekdError: the result is of other artifacts or other images.
     """
     stored = open_result(path)
     job, subjects = stored.job, _for_agent(subjects)
@@ -85,7 +85,7 @@ def from_result(
 
 
 def device_facts(subjects: Sequence[Subject], local_logits: Logits) -> list[dict[str, Any]]:
-    """Return a report's facts about each device, and how its files compare with the same files on this machine."""
+    """Return the facts of a report about each device, and the agreement of its files with those on this machine."""
     devices: dict[str, dict[str, Any]] = {}
     for subject in subjects:
         if subject.measured is None:
@@ -208,7 +208,7 @@ def _order(
 def _images_of(
     subject: Subject, suites: Sequence[Suite], places: Mapping[tuple[int, int], int]
 ) -> list[int]:
-    """Return where the images of all its suites lie in the image file, suite after suite."""
+    """Return the positions of a subject's images in the image file, by suite."""
     held = ((n, suite) for n, suite in enumerate(suites) if suite.holds(subject))
     return [places[n, index] for n, suite in held for index in suite.indices.tolist()]
 
@@ -219,7 +219,7 @@ def _manifest(subject: Subject) -> Artifact:
 
 
 def _for_agent(subjects: Sequence[Subject]) -> list[Subject]:
-    """Return the subjects without the artifacts that no agent can run, which are named in a warning."""
+    """Return the subjects without the artifacts that no agent can run, with a warning."""
     kept = []
     for subject in subjects:
         kind = _manifest(subject).format if subject.folder is not None else None
@@ -232,7 +232,7 @@ def _for_agent(subjects: Sequence[Subject]) -> list[Subject]:
 
 
 def _able(subjects: Sequence[Subject], device: Device) -> list[Subject]:
-    """Return the subjects without the artifacts whose runtime the device lacks; none left is an error."""
+    """Return the subjects without the artifacts whose runtime is missing on the device; raise if none is left."""
     artifacts = [subject for subject in subjects if subject.folder is not None]
     if not artifacts:
         return list(subjects)

@@ -50,18 +50,18 @@ _ALONE = {key: metric for row in _ROWS.values() for key, metric in _gated(row).i
 _ALONE["unknown_auroc_worst"] = _AUROC
 _DROPS = {f"{key}_drop": key for key in ("id", "ood_avg", "ood_worst", "adapted_avg")}
 METRICS = (*_ALONE, *_DROPS)
-"""Names that stand alone."""
+"""Metrics without a suite."""
 _UNKNOWN = {
     f"{key}{score}": metric for score in ("", "_mls") for key, metric in _gated(DetectionRow).items()
 } | {"confidence": metrics_of(UnknownRow)["confidence"], "auroc_drop": _AUROC, "auroc_drop_mls": _AUROC}  # fmt: skip
 _OF_SUITE = _gated(AccuracyRow) | {"drop": metrics_of(AccuracyRow)["top1"]}
 SUITE_METRICS = (*_OF_SUITE, *_UNKNOWN)
-"""Names that take a suite: `top1[ood:sketch]`."""
+"""Metrics with a suite: `top1[ood:sketch]`."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One parsed gate; `suite` is None for the metrics that stand alone."""
+    """A parsed gate; `suite` is None for metrics without a suite."""
 
     expression: str
     metric: str
@@ -79,7 +79,7 @@ def parse_gate(expression: str) -> Gate:
     """Parse `METRIC<=LIMIT` or `METRIC[SUITE]<=LIMIT`, with any of `<= >= < >`.
 
     Raises:
-        EdgekdError: another form, an unknown metric, a limit that is no number or on the wrong scale.
+        EdgekdError: the form or metric is unknown, or the limit is not a number or on the wrong scale.
     """
     found = _FORM.fullmatch(expression)
     if found is None:
@@ -123,7 +123,7 @@ def parse_gate(expression: str) -> Gate:
 
 
 def parse_gates(expressions: Iterable[str]) -> list[Gate]:
-    """Parse several; one given twice counts once."""
+    """Parse several gates without duplicates."""
     return list({gate.expression: gate for gate in map(parse_gate, expressions)}.values())
 
 
@@ -158,7 +158,7 @@ def _value(metric: Metric, value: float | None, missing: str = "") -> Value:
 
 
 def _values(artifact: SummaryRow, report: Report) -> dict[str, Value]:
-    """Return everything that a gate can compare of one artifact, by `Gate.name`."""
+    """Return the values of an artifact for gates, by `Gate.name`."""
     values: dict[str, Value] = {}
     absent = metrics_of(CorruptionRow)["robust_accuracy"].missing
     for field, kind in _ROWS.items():

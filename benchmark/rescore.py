@@ -1,4 +1,4 @@
-"""All accuracy and calibration numbers of a report computed again from its predictions: no model, device or image."""
+"""Compute the accuracy and calibration numbers of a report again from its predictions."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _NOT_PREDICTED = ("size_mb", "parameters", "macs", "same_as")
 
 
 def rescore(folder: Path) -> Report:
-    """Return the report of `folder` with all that follows from its logits computed anew from predictions.npz.
+    """Return the report of `folder` with all numbers that follow from logits recomputed from predictions.npz.
 
     Everything else, latency and gates too, is as stored.
 
     Raises:
-        EdgekdError: no report there, or predictions that do not belong to it.
+        EdgekdError: there is no report, or the predictions do not belong to it.
     """
     raw = read_results(folder, clock=False)
     report = raw.report

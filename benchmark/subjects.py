@@ -1,4 +1,4 @@
-"""Who is measured, and on what: the models (subjects) and the sets of test images (suites) of a benchmark."""
+"""The models (subjects) and the sets of test images (suites) of a benchmark."""
 
 from __future__ import annotations
 
@@ -84,18 +84,18 @@ class Subject:
 
     @property
     def who(self) -> tuple[str, str]:
-        """Run and name, as rows of a report have them."""
+        """Return run and name, as in the rows of a report."""
         return self.run, self.name
 
     @property
     def key(self) -> str:
-        """Same for subjects that are the same model."""
+        """Return a key that is equal for subjects with the same model."""
         return f"{self.kind}:{self.identity}" if self.identity else f"{self.run}/{self.name}"
 
 
 @dataclass(frozen=True, eq=False)
 class Suite:
-    """Images to measure on.
+    """A set of test images.
 
     Attributes:
         name: `id`, `val`, `corruption:<name>:<severity>`, or `<kind>:<name>` with the other kinds of `_FAMILIES`.
@@ -128,7 +128,7 @@ class Suite:
 
     @property
     def kind(self) -> Family:
-        """The family, by the name's first word where none was given."""
+        """Return the family, by default from the first word of the name."""
         return self.family or _FAMILIES[self.name.partition(":")[0]]
 
     @property
@@ -142,7 +142,7 @@ class Suite:
         return self.images.domain_of[self.indices]
 
     def holds(self, subject: Subject) -> bool:
-        """Return whether the subject is measured on it: one of its run that has its prompt variant."""
+        """Return whether the subject is measured on it, by its run and prompt variant."""
         return self.concerns(subject) and (self.variant is None or self.variant in subject.variants)
 
     def concerns(self, subject: Subject) -> bool:
@@ -151,7 +151,7 @@ class Suite:
 
 
 def clock_places(suites: Sequence[Suite]) -> tuple[int, NDArray[np.int64]]:
-    """Return the suite whose images are timed (`id` where there is one), and 64 indices into its images."""
+    """Return the suite whose images are timed (`id` if possible), and 64 indices into its images."""
     number = next((number for number, suite in enumerate(suites) if suite.name == "id"), 0)
     indices = suites[number].indices
     return number, indices[np.linspace(0, len(indices) - 1, MIN_BUFFERS).round().astype(int)]

@@ -31,7 +31,7 @@ class Task(ABC):
     """What the loop trains: an image classifier, or a vision-language student."""
 
     model: nn.Module
-    """All parameters that train."""
+    """Return the module with all trained parameters."""
     source: Callable[[int], Any]
     """Makes the raw batch of a step."""
 
@@ -68,11 +68,11 @@ class Task(ABC):
         return []
 
     def update(self, teacher: Any) -> None:
-        """Update state that follows the teacher's features, after a step."""
+        """Update state that depends on the teacher's features, after a step."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state besides the model's."""
+        """Return the state other than the model's."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -222,7 +222,7 @@ class Checkpoint:
             average.load_state_dict(self._loaded["average"])
 
     def evaluate(self, done: int, task: Task, average: LastWeights, progress: Progress) -> None:
-        """Measure the accuracy on source validation, and keep the best weights."""
+        """Evaluate on source validation, and keep the best weights."""
         if self._fabric.is_global_zero:
             accuracy = task.accuracy(average.module)
             progress.evaluated(done, accuracy)

@@ -104,7 +104,7 @@ def fit(
         )
         evaluations = evaluation_steps(span, validate_every) if final else ()
 
-        # The student's views, float [b, 3, S, S] in 0–1, are made ahead too, beside the step before.
+        # The student's views, float [b, 3, S, S] in 0–1, are also prepared during the previous step.
         todo = range(start, start if checkpoint.patience_over else span.stop)
         batches = map_ahead(partial(_with_views, task), todo, ahead=1)
         done, stopping = start, False

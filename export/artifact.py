@@ -127,7 +127,7 @@ def _may_try_mse(source: Source, config: ExportConfig) -> bool:
 def _draft(
     build: Build, written: Written, reference: NDArray[np.float32], details: dict[str, Any]
 ) -> Artifact:
-    """Return the artifact's record before its parity check, with its further files written."""
+    """Write the artifact's remaining files, and return its record before the parity check."""
     source, config = build.source, build.config
     further: tuple[str, ...] = ()
     if source.bank is not None:

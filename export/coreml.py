@@ -144,7 +144,7 @@ def _write_half(
         if precision == "int8-weights":
             model, quantization = quantize_weights(model)
         elif precision == "int8":
-            say("int8: 8-bit weights and activations; --int8-weights is what --int8 was in 0.1")
+            say("int8: 8-bit weights and activations (in version 0.1 --int8 meant --int8-weights)")
             calibrated = measure_ranges(half, images)
             model, quantization = quantize_activations(model, half, calibrated)
             quantization["calibration_images"] = len(images)
@@ -166,7 +166,7 @@ SIMPLER: dict[Any, Callable[..., torch.Tensor]] = {
 
 
 def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
-    """Return the program as core operations, the form that coremltools converts whatever its numpy."""
+    """Return the program in core operations, which coremltools can convert."""
     whole = Program(copy.deepcopy(model).cpu()).eval()
     try:
         with quiet(), torch.no_grad():

@@ -30,7 +30,7 @@ MODEL_FILE = "model.pte"
 INPUT = "images"
 METHOD = "XNNPACKQuantizer, symmetric, per channel; the last layer rounds activations per image"
 _HEAD = "head"
-"""Name of the last layer, or of the module that holds it, in a `Deployable`."""
+"""Name of the last layer, or of its module, in a `Deployable`."""
 _ATEN = torch.ops.aten
 _CLIPS = (_ATEN.hardtanh.default, _ATEN.hardtanh_.default)
 _SWISHES = (_ATEN.hardswish.default, _ATEN.hardswish_.default)
@@ -75,7 +75,7 @@ def _lowered(build: Build, example: torch.Tensor) -> tuple[bytes, dict[str, Any]
 def _quantized(
     model: Deployable, example: Tensor, images: NDArray[np.uint8]
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Return `model` with Q/DQ pairs, to be lowered, and what was done, for `artifact.json`.
+    """Return `model` with Q/DQ pairs, and the record for `artifact.json`.
 
     `example` is uint8 `[1, H, W, 3]`, `images` are RGB uint8 `[N, H, W, 3]` of the training domains.
     """
@@ -97,7 +97,7 @@ def _quantized(
 
 
 class _Watched(fx.Interpreter):
-    """Runs a graph with observers, and sums up the mean of each channel of the layers' inputs."""
+    """Runs a graph with observers, and accumulates the channel means of the layers' inputs."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
@@ -112,7 +112,7 @@ class _Watched(fx.Interpreter):
         return super().run_node(node)
 
     def correct_biases(self, runs: int) -> int:
-        """Add to each bias what rounding the weights takes away on average, in place; return how many there are."""
+        """Correct each bias for the average shift of rounding the weights, in place; return the number of biases."""
         corrected = 0
         for node, total in self.sums.items():
             rounded, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
@@ -132,7 +132,7 @@ class _Watched(fx.Interpreter):
 
 
 def _rules() -> Any:
-    """Return XNNPACK's quantizer with what is named above."""
+    """Return XNNPACK's quantizer with the differences listed above."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
@@ -142,14 +142,14 @@ def _rules() -> Any:
     from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
     class Floored(MinMaxObserver):  # type: ignore[misc]
-        """Takes everything below -3, where HardSwish is 0, for -3."""
+        """Observer that clips at -3, below which HardSwish is 0."""
 
         def forward(self, x: Tensor) -> Tensor:
             super().forward(x.clamp(min=-3))
             return x
 
     config = get_symmetric_quantization_config(is_per_channel=True)
-    # Its own observers keep a histogram of every tensor, and search each of them anew after every image.
+    # The default observers keep a histogram of every tensor, and search each of them after every image.
     spec, floored = (
         dataclasses.replace(
             config.input_activation, observer_or_fake_quant_ctr=kind.with_args(eps=2**-12)

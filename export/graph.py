@@ -150,8 +150,8 @@ def fuse(model: M, example: Tensor) -> tuple[M, float | None]:
             if _layers(fused) == _layers(model):
                 return model, None
             wanted, found = model(example).double(), fused(example).double()
-    except Exception as error:  # a family's own code; one such method may raise where it ran before
-        warn(f"The student is not fused for inference, because that fails ({error}).")
+    except Exception as error:  # the code of a model family may raise anything
+        warn(f"The student could not be fused for inference ({error}).")
         return model, None
     finally:
         model.train(was_training)

@@ -156,7 +156,7 @@ class _Graph:
 
     model: bytearray
     content: Any
-    """As the quantizer's package reads it; constants are views of `model`, so that a change of one changes the file."""
+    """The parsed file; constants are views of `model`, so changing them changes the file."""
     utils: Any
 
     @classmethod
@@ -172,7 +172,7 @@ class _Graph:
         return operators
 
     def kind(self, operator: Any) -> str:
-        """Return what an operator is, empty for one that is not quantized."""
+        """Return the kind of an operator, empty for one that is not quantized."""
         code = self.content.operatorCodes[operator.opcodeIndex].builtinCode
         return str(getattr(self.utils.TFL_OP_CODE_TO_NAME.get(code), "value", ""))
 
@@ -188,7 +188,7 @@ class _Graph:
 
     @functools.cached_property
     def activations(self) -> dict[str, tuple[int, int]]:
-        """Name → index and rank of every float tensor that an operator writes."""
+        """Return name → index and rank of every float activation."""
         tensors = self.content.subgraphs[0].tensors
         kinds = self.utils.TENSOR_CODE_TO_TYPE
         return {
@@ -201,7 +201,7 @@ class _Graph:
     def values(self, images: NDArray[np.uint8]) -> Iterator[dict[str, NDArray[np.float32]]]:
         """Yield the activations by name, image by image.
 
-        The quantizer's own calibration would look at every constant anew for every image.
+        The quantizer's own calibration reads every constant again for every image.
         """
         from ai_edge_litert.interpreter import Interpreter
 
@@ -227,7 +227,7 @@ class _Graph:
     def observe(self, images: NDArray[np.uint8]) -> tuple[Ranges, Means]:
         """Return the extremes of every activation, and the mean of each channel of the layers' inputs.
 
-        The quantizer's own way is a moving average of the extremes, which cuts off what few images reach.
+        The quantizer's default is a moving average of the extremes, which clips rare values.
         """
         read = {self.name(one.inputs[0]) for one in self.operators if self.kind(one) in _OUTPUTS}
         ranges: Ranges = {}
@@ -246,7 +246,7 @@ class _Graph:
         return ranges, means
 
     def _swished(self) -> list[str]:
-        """Return the activations that only a HardSwish reads, which is 0 below -3 in any case."""
+        """Return the activations used only by a HardSwish, which is 0 below -3."""
         readers = Counter(index for one in self.operators for index in one.inputs)
         return [
             self.name(one.inputs[0])
@@ -255,7 +255,7 @@ class _Graph:
         ]
 
     def correct_biases(self, ranges: Ranges, means: Means) -> int:
-        """Add to each bias what rounding the weights takes away on average, in place; return how many there are."""
+        """Correct each bias for the average shift of rounding the weights, in place; return the number of biases."""
         tensors, corrected = self.content.subgraphs[0].tensors, 0
         readers = Counter(
             tensors[index].buffer for one in self.operators for index in one.inputs if index >= 0
@@ -273,8 +273,8 @@ class _Graph:
             if kind != "FULLY_CONNECTED":  # [O, H, W, I], or [1, H, W, O] of a depthwise one
                 weight = weight.transpose((0, 3, 1, 2) if kind == "CONV_2D" else (3, 0, 1, 2))
             scales = np.abs(weight.reshape(len(weight), -1)).max(axis=1) / 127
-            # An int32 bias has the product of both steps as its unit, which tiny weights make too small for it. One
-            # weight of this size moves the output by less than 0.2 % of the bias.
+            # The scale of an int32 bias is the product of both scales, which is too small for tiny weights. A weight of
+            # this size changes the output by less than 0.2 % of the bias.
             step = float(ranges[read][1] - ranges[read][0]) / 255
             least = np.abs(bias) / max(step, 1e-9) / 2.0**24
             tiny = scales < least
@@ -304,6 +304,6 @@ class _Graph:
         return rules.get_quantization_recipe()
 
     def _scope(self, operator: Any) -> str:
-        """Return the pattern that a rule has for one operator."""
+        """Return the pattern of a rule for one operator."""
         name = self.utils.get_op_scope(operator, self.content.subgraphs[0].tensors)
         return f"^{re.escape(name)}$"

@@ -9,7 +9,7 @@ MODEL_FILE = "model.onnx"
 
 
 def write(build: Build) -> Written:
-    """Write `model.onnx` in the wanted precision."""
+    """Write `model.onnx` in the requested precision."""
     options = build.config.options
     scheme = OnnxRuntimeInt8(padded=options.get("padding", True))
     quantization = write_onnx(build, build.folder / MODEL_FILE, scheme)

@@ -20,7 +20,7 @@ from edgekd.targets.trt.machine import Choice, choose, module
 
 ENGINE_FILE = "model.engine"
 MAX_BATCH = 32
-"""Largest batch an engine is built for; 1 is what it is tuned for."""
+"""Maximum batch size of an engine, which is tuned for a batch of 1."""
 
 
 def write(order: Build) -> Written:

@@ -34,28 +34,28 @@ AGENT_FILE = "edgekd-agent.pyz"
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: a model, and the images that calibrate, limit and check its files."""
+    """A model to export, and the images for calibration, accuracy limits and the parity check."""
 
     model: Deployable
     classes: tuple[str, ...]
     preprocess: Preprocess
     parity_images: NDArray[np.uint8]
-    """uint8 `[M, H, W, 3]`, real images, none of them used for calibration."""
+    """uint8 `[M, H, W, 3]`, real images that are not used for calibration."""
     facts: dict[str, Any]
-    """Where the model comes from; JSON values."""
+    """Provenance of the model, as JSON values."""
     parity_keys: tuple[str, ...] = ()
-    """Their content keys; with them the student's logits are kept in the artifact for `edgekd verify`."""
+    """Content keys of these images. If given, the student's logits are stored in the artifact for `edgekd verify`."""
     calibration: NDArray[np.uint8] | None = None
     """uint8 `[N, H, W, 3]`, images of the training domains, for the target's `calibrated` precisions."""
     calibration_ids: tuple[str, ...] = ()
-    """Names of these images, for the artifact's record."""
+    """Names of the calibration images, for the artifact's record."""
     pictures: Callable[[], Iterable[NDArray[np.uint8]]] = tuple
-    """Gives images in their own sizes, uint8 `[h, w, 3]` each, that a file which resizes is checked on."""
+    """Returns images in their original sizes, uint8 `[h, w, 3]`, to check a file that resizes."""
     budget: AccuracyBudget | None = None
-    """How much accuracy int8 may cost; layers are kept in float until it costs no more."""
+    """Maximum accuracy loss of int8; layers stay in float to meet it."""
     bank: ClassBank | None = None
-    """For a `model` that ends in an embedding: the vectors of `classes`, which then are beside the file. Parity, drops
-    and thresholds are those of the logits computed with them."""
+    """Class vectors for a `model` that ends in an embedding, stored next to the file. Parity and limits then apply to
+    the logits computed with them."""
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -75,15 +75,15 @@ class Build:
     config: ExportConfig
     """Target, precision, input and the target's own switches."""
     folder: Path
-    """Where to write; it becomes the artifact's folder when everything has succeeded."""
+    """Folder to write to, which becomes the artifact's folder on success."""
     calibrator: Calibrator
-    """How int8 ranges are chosen, where the target leaves the choice."""
+    """Calibrator of int8 ranges, if the target has a choice."""
     fp32_onnx: Path | None = None
-    """The same model as an fp32 ONNX file, where one has been exported already."""
+    """The same model as an fp32 ONNX file, if it was exported before."""
 
     @property
     def image(self) -> TensorSpec:
-        """The one input every target but Core ML shares; its batch is free."""
+        """Return the input of all targets but Core ML, with a free batch."""
         size, kind = self.source.preprocess.size, self.config.input
         shape: tuple[str | int, ...] = ("batch", size, size, 3)
         dtype, layout = "uint8", "NHWC RGB"
@@ -97,12 +97,12 @@ class Build:
 
     @property
     def feed(self) -> Feed:
-        """uint8 `[B, H, W, 3]` → what the finished file takes."""
+        """Return the function from uint8 `[B, H, W, 3]` to the input of the finished file."""
         return feed_of(self.image.model_dump(), self.source.preprocess.model_dump())
 
     @property
     def output(self) -> TensorSpec:
-        """The one output every target but Core ML shares."""
+        """Return the output of all targets but Core ML."""
         bank = self.source.bank
         if bank is None:
             shape = ("batch", len(self.source.classes))
@@ -112,7 +112,7 @@ class Build:
         return TensorSpec(name="embedding", dtype="float32", shape=shape, layout=layout)
 
     def logits(self, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits `[B, C]` of what the file gives `[B, …]`."""
+        """Return the logits `[B, C]` for the outputs of the file `[B, …]`."""
         return outputs if self.source.bank is None else self.source.bank.logits(outputs)
 
     @contextlib.contextmanager
@@ -149,11 +149,11 @@ class Written:
     outputs: tuple[TensorSpec, ...]
     quantization: dict[str, Any] | None = None
     details: dict[str, Any] = field(default_factory=dict)
-    """Further facts about this format for artifact.json: JSON values."""
+    """Further facts for artifact.json, as JSON values."""
 
 
 def fp32_onnx(build: Build, path: Path) -> None:
-    """Write the model as an fp32 ONNX file at `path`, from an earlier export where there is one."""
+    """Write the model as an fp32 ONNX file at `path`, or copy it from an earlier export."""
     if build.fp32_onnx is not None:
         shutil.copyfile(build.fp32_onnx, path)
     else:
@@ -185,7 +185,7 @@ def write_onnx(build: Build, path: Path, scheme: Scheme[Any]) -> dict[str, Any] 
 
 
 def agent_beside(build: Build) -> tuple[str, ...]:
-    """Write the agent beside a model that ends in an embedding, so that a device can add classes; return the files."""
+    """Write the agent next to a model that ends in an embedding; return its file names."""
     if build.source.bank is None:
         return ()
     write_agent(build.folder / AGENT_FILE)

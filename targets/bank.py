@@ -1,10 +1,10 @@
-"""The class vectors beside an artifact that ends in an embedding: numpy alone, here and on a device.
+"""The class bank of an artifact that ends in an embedding, with numpy only, for hosts and devices.
 
-Such a file gives `ê`, the image's unit vector in the teacher's space; its logits are `logit_scale · ê · V`, one product
-with the class vectors `V`. They lie in an npz file of their own, so that a class is added without touching the model.
+Such a file gives `ê`, the image's unit vector in the teacher's space. The logits are `logit_scale · ê · V` with the
+class vectors `V`, which are in a separate npz file, so that classes can be added without changing the model.
 
-Where the teacher's embeddings are anisotropic, the student was trained in their mean-centred space, images and texts
-each with their own mean (`text_mean`). `V` is in the student's space already; `of_text` brings later vectors there.
+If the teacher's embeddings are anisotropic, the student was trained in a mean-centred space, with separate means of
+images and texts (`text_mean`). `V` is in the student's space, and `of_text` converts new vectors to it.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import parse_json, plain_name, printable, printable_values, read_arrays
 
 BANK_FILE = "bank.npz"
-"""The sidecar as it is exported; after a change `bank-<8 hex digits of its hash>.npz`."""
+"""Name of the bank at the export; after a change it is `bank-<8 hex digits of its hash>.npz`."""
 FORMAT = 1
-"""Of the file; raised when its arrays change their meaning."""
+"""Format of the file, increased when the meaning of its arrays changes."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClassBank:
-    """What turns embeddings into logits."""
+    """Class vectors and logit scale, which turn embeddings into logits."""
 
     classes: tuple[str, ...]
     vectors: NDArray[np.float32]
     """`[C, D]`, rows of length 1, in the student's space."""
     logit_scale: float
-    """Factor on cosines; fitted on source validation, so that the softmax is calibrated for the exported classes."""
+    """Factor on cosines, fitted on source validation to calibrate the softmax of the exported classes."""
     text_mean: NDArray[np.float32] | None
-    """`[D]`, what is taken off a teacher's text vector of length 1; None: the student's space is the teacher's."""
+    """`[D]`, mean to subtract from the teacher's unit text vectors; None if the student's space is the teacher's."""
     facts: Mapping[str, Any]
-    """JSON values: `teacher`, `teacher_id`, `templates`, `described`, and `added`, later classes and their origin."""
+    """JSON values: `teacher`, `teacher_id`, `templates`, `described`, and `added` (later classes and their origin)."""
 
     def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return logits float32 `[B, C]` of unit vectors float32 `[B, D]`.
 
-        Not by BLAS, whose sums depend on how many classes there are: here a class that is added leaves the logits of
-        the others as they are, bit for bit.
+        This does not use BLAS, whose sums depend on the number of classes, so that adding a class does not change the
+        logits of the others by a single bit.
         """
         cosines = np.einsum("bd,cd->bc", np.ascontiguousarray(embeddings), self.vectors)
         scaled: NDArray[np.float32] = cosines * np.float32(self.logit_scale)
         return scaled
 
     def of_text(self, vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """Return the class vector `[D]` of the teacher's vectors of prompts about it, `[D]` or `[P, D]`.
+        """Return the class vector `[D]` for the teacher's vectors of its prompts, `[D]` or `[P, D]`.
 
         Each to length 1, averaged, to length 1, as CLIP does; then less `text_mean`, where there is one, and to length
         1 again. Another width, and numbers without a direction, are an `EdgekdError`.
@@ -77,8 +77,8 @@ class ClassBank:
             raise EdgekdError("A class needs a name, on one line.", 'For example: "fire hydrant".')
         if plain_name(name) in {plain_name(known) for known in self.classes}:
             raise EdgekdError(
-                f'The artifact has the class "{name}" already.',
-                "Give another name; a class that was added can be taken out first: edgekd classes remove.",
+                f'The artifact already has the class "{name}".',
+                "Give another name, or first remove an added class: edgekd classes remove.",
             )
         vectors = np.concatenate([self.vectors, unit(self._checked(vector[None]))]).astype(
             np.float32
@@ -98,7 +98,7 @@ class ClassBank:
         if name not in self.classes or len(left) == len(added):
             known = ", ".join(entry["class"] for entry in added) or "none"
             raise EdgekdError(
-                f'"{name}" is no class that was added.', f"Added since the export: {known}."
+                f'"{name}" is not an added class.', f"Added since the export: {known}."
             )
         kept = [place for place, known in enumerate(self.classes) if known != name]
         classes = tuple(self.classes[place] for place in kept)
@@ -107,7 +107,7 @@ class ClassBank:
         )
 
     def to_bytes(self) -> bytes:
-        """Return the file; equal banks give equal bytes."""
+        """Return the content of the file; equal banks give equal bytes."""
         arrays: dict[str, Any] = {
             "classes": np.array(self.classes, dtype=np.str_),
             "vectors": self.vectors.astype(np.float32),
@@ -124,14 +124,12 @@ class ClassBank:
     def _checked(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
         if vectors.ndim != 2 or len(vectors) == 0 or vectors.shape[1] != self.vectors.shape[1]:
             raise EdgekdError(
-                f"Vectors {list(vectors.shape)} do not fit into a space of {self.vectors.shape[1]} dimensions.",
-                "Take them from the teacher that the artifact names.",
+                f"Vectors {list(vectors.shape)} do not fit a space of {self.vectors.shape[1]} dimensions.",
+                "Use vectors of the artifact's teacher.",
             )
         found = vectors.astype(np.float32)
         if not (np.isfinite(found).all() and (np.linalg.norm(found, axis=1) > 0).all()):
-            raise EdgekdError(
-                "A vector is zero or not finite, so it has no direction.", "Compute it again."
-            )
+            raise EdgekdError("A vector is zero or not finite.", "Compute it again.")
         return found
 
 
@@ -152,11 +150,11 @@ def read_bank(path: Path) -> ClassBank:
         known = about.get("format") == FORMAT
         added = [str(entry["class"]) for entry in about.get("added", ())]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise EdgekdError(f"{path} is no readable class bank.", hint) from error
+        raise EdgekdError(f"{path} is not a readable class bank.", hint) from error
     if not known:
         raise EdgekdError(
-            f"The class bank {path} has a format that this edgekd does not read.",
-            "Use the edgekd that wrote it.",
+            f"The class bank {path} has a format that this version does not support.",
+            "Use the edgekd version that wrote it.",
         )
     shape, mean = bank.vectors.shape, bank.text_mean
     if (
@@ -168,12 +166,12 @@ def read_bank(path: Path) -> ClassBank:
         or (mean is not None and not np.isfinite(mean).all())
         or not set(added) <= set(bank.classes)
     ):
-        raise EdgekdError(f"The arrays of the class bank {path} do not fit together.", hint)
+        raise EdgekdError(f"The arrays of the class bank {path} do not match.", hint)
     return bank
 
 
 def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """Return vectors at length 1 along the last axis."""
+    """Normalise vectors to length 1 along the last axis."""
     scaled: NDArray[np.float32] = (
         vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     ).astype(np.float32)

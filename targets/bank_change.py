@@ -1,4 +1,4 @@
-"""Classes that are added to an exported artifact, or taken out again: numpy alone, here and on a device."""
+"""Add classes to an exported artifact or remove them, with numpy only, for hosts and devices."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
         not inside(folder, old).is_file()
         or _digest((folder / old).read_bytes()) != manifest["files"][old]
     ):
-        raise EdgekdError(
-            f"{folder / old} is not the file that {MANIFEST} names.", "Copy the artifact again."
-        )
+        raise EdgekdError(f"{folder / old} does not match {MANIFEST}.", "Copy the artifact again.")
     bank = change(read_bank(folder / old))
     data = bank.to_bytes()
     digest = _digest(data)
@@ -55,11 +53,11 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
     }
     changed = {**manifest, "bank": new, "files": files, "classes": list(bank.classes)}
     text = json.dumps(changed, indent=2, ensure_ascii=False) + "\n"
-    # The last one entered is renamed first: the manifest never names a file that is not there.
+    # The context entered last is renamed first, so the manifest never names a missing file.
     with written(folder / MANIFEST, text.encode()), written(folder / new, data):
         if (folder / MANIFEST).read_bytes() != before:
             raise EdgekdError(
-                f"Somebody else changed {folder} at the same time.", "Run the same command again."
+                f"{folder} was changed at the same time.", "Run the same command again."
             )
     if new != old:
         (folder / old).unlink()
@@ -73,7 +71,7 @@ def bank_file(manifest: Mapping[str, Any], folder: Path) -> str:
     name, files = manifest.get("bank"), manifest.get("files")
     if not isinstance(name, str) or not isinstance(files, dict) or name not in files:
         raise EdgekdError(
-            f"{folder} ends in the logits of fixed classes, so none can be added.",
+            f"{folder} has fixed classes, so none can be added.",
             "Export with --head embedding.",
         )
     return name
@@ -97,9 +95,9 @@ def add_by_images(folder: Path, name: str, places: Sequence[Path], session: Sess
 
 
 def recognised(bank: ClassBank, embeddings: NDArray[np.float32]) -> int | None:
-    """Return how many of a new class's images `[N, D]` get it from the mean of the others, beside the bank's classes.
+    """Return the leave-one-out number of a new class's images `[N, D]` that are classified correctly with the bank.
 
-    None for a single image.
+    Each image is classified with the mean of the others as class vector. None for a single image.
     """
     if len(embeddings) < 2:
         return None
@@ -112,24 +110,24 @@ def recognised(bank: ClassBank, embeddings: NDArray[np.float32]) -> int | None:
 
 
 def describe_last(bank: ClassBank) -> str:
-    """Return what the last added class means in practice, in a sentence."""
+    """Return a sentence about the expected recall of the last added class."""
     entry = bank.facts["added"][-1]
     if "recognised_left_out" in entry:
         known, images = entry["recognised_left_out"], len(entry["images"])
-        return f"{known} of its {images} images are recognised by the others of them"
+        return f"{known} of its {images} images are recognised by the others (leave-one-out)"
     if entry["by"] == "images":
-        return "one image represents a class poorly; with a few more its recall is estimated"
-    return "a class without images seldom wins against trained ones; measure it on images of it, or add it by some"
+        return "one image represents a class poorly; with more images the recall is estimated"
+    return "a class without images is rarely predicted; measure it on images of the class, or add it by images"
 
 
 def provenance(by: str, **facts: Any) -> dict[str, Any]:
-    """Return the entry of `added` in a bank's facts: how a class was added, when and where."""
+    """Return the entry of `added` in a bank's facts: how, when and where a class was added."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017  Python 3.9 has no datetime.UTC
     return {"by": by, **facts, "at": now, "on": platform.node()}
 
 
 def content(path: Path) -> bytes:
-    """Return the bytes of an image file; an `EdgekdError` where it is missing, no regular file or too large."""
+    """Return the bytes of an image file; raise `EdgekdError` if it is missing, not a regular file or too large."""
     try:
         return read_bytes(path)
     except UnreadableImage as error:
@@ -145,12 +143,12 @@ def _files(places: Sequence[Path]) -> list[Path]:
             found.append(place)
         else:
             raise EdgekdError(
-                f"There is no image at {place}.", "Name images, or a folder of images."
+                f"There is no image at {place}.", "Give images, or a folder of images."
             )
     if not found:
         raise EdgekdError(
-            f"There are no images in {', '.join(map(str, places)) or 'what was named'}.",
-            "Five to twenty will do.",
+            f"There are no images in {', '.join(map(str, places)) or 'the given places'}.",
+            "Give five to twenty images.",
         )
     return found
 

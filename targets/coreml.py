@@ -1,4 +1,4 @@
-"""Artifacts of the format `coreml`, run by Core ML, which only macOS has."""
+"""Open Core ML packages, on macOS only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
     check(artifact)
     if options.threads is not None:
         raise EdgekdError(
-            "Core ML chooses its threads itself.", "Leave --threads out for this artifact."
+            "Core ML chooses its threads itself.", "Leave out --threads for this artifact."
         )
     started = time.perf_counter()
     # The package is the first part of the model file's path: model.mlpackage/Data/….
@@ -43,11 +43,11 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
 
 
 def check(artifact: Mapping[str, Any]) -> None:
-    """Refuse a system without Core ML; see `edgekd.targets.session.Opener`."""
+    """Refuse a system other than macOS; see `edgekd.targets.session.Opener`."""
     if platform.system() != "Darwin":
         raise NotHere(
             f"{artifact.get('name', 'A package')} needs Core ML, which only macOS has.",
-            "Copy the folder to a Mac; its parity record lists what was checked here.",
+            "Copy the folder to a Mac; its parity record lists the checks on this machine.",
         )
 
 

@@ -1,4 +1,4 @@
-"""ExecuTorch's runtime on the CPU, through its Python binding, which takes and gives tensors of torch."""
+"""Open ExecuTorch files on the CPU through the Python binding, which uses torch tensors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
     load_ms = (time.perf_counter() - started) * 1e3
 
     def run(images: NDArray[np.uint8], alive: Any = program) -> NDArray[np.float32]:
-        # The method points into its program and does not keep it alive.
+        # The method refers to its program without keeping it alive.
         [found] = method.execute([torch.from_numpy(np.ascontiguousarray(images))])
         answer: NDArray[np.float32] = found.numpy().copy()
         return answer
@@ -49,7 +49,7 @@ def check(artifact: Mapping[str, Any]) -> None:
 
 
 def _load() -> tuple[Any, Any, str]:
-    """Return the modules of the runtime and of torch, which it brings, and its version."""
+    """Return the modules of the runtime and of torch, and the runtime's version."""
     from importlib.metadata import version
 
     needed = ("executorch.runtime", "torch")

@@ -1,4 +1,4 @@
-"""What a model file is fed: pixels as they are, normalised or in a frame (the device agent carries this file)."""
+"""Conversion of pixels to a file's input: unchanged, normalised or in a frame (part of the device agent)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from edgekd.core.errors import EdgekdError
 
 Feed = Callable[[NDArray[np.uint8]], NDArray[Any]]
-"""RGB uint8 `[B, H, W, 3]` → what the file's one input takes."""
+"""RGB uint8 `[B, H, W, 3]` → the file's input."""
 
 
 def as_pixels(images: NDArray[np.uint8]) -> NDArray[Any]:
-    """Return the pixels as they are, for a file that normalises inside."""
+    """Return the pixels unchanged, for a file that normalises inside."""
     return images
 
 
@@ -25,7 +25,7 @@ def normalising(mean: Sequence[float], std: Sequence[float]) -> Feed:
     Args:
         mean, std: one per channel, on the 0–1 scale.
     """
-    # Products and sums of the graph that normalises inside (export/graph.py), in the same float32.
+    # The same float32 operations as in the graph that normalises inside (export/graph.py).
     deviations, means = np.array(std, dtype=np.float64), np.array(mean, dtype=np.float64)
     scale = (1 / (255 * deviations)).astype(np.float32)  # [3]
     shift = (-means / deviations).astype(np.float32)  # [3]
@@ -33,7 +33,7 @@ def normalising(mean: Sequence[float], std: Sequence[float]) -> Feed:
     def feed(images: NDArray[np.uint8]) -> NDArray[Any]:
         batch, height, width, channels = images.shape
         planes = np.empty((batch, channels, height, width), dtype=np.float32)
-        # Plane by plane: six times as fast as one product over a trailing axis of 3 and a transposed copy.
+        # Plane by plane is six times as fast as a product over a trailing axis of 3 and a transposed copy.
         for c in range(channels):
             np.multiply(images[..., c], scale[c], out=planes[:, c], dtype=np.float32)
             planes[:, c] += shift[c]
@@ -43,10 +43,10 @@ def normalising(mean: Sequence[float], std: Sequence[float]) -> Feed:
 
 
 def framed(size: int, short: int) -> Feed:
-    """Return what a file that resizes to `short` and crops to `size` is fed.
+    """Return the feed of a file that resizes to `short` and crops to `size`.
 
-    Images of `size` × `size` count as resized and cropped already: in a frame of `short` × `short` they come out of the
-    file's own resizing and cropping as they are. Others are fed as they are.
+    Images of `size` × `size` count as resized and cropped. They are put in a frame of `short` × `short`, so that the
+    file's resizing and cropping does not change them. Other images are passed unchanged.
     """
     before = round((short - size) / 2)
     after = short - size - before
@@ -74,5 +74,6 @@ def feed_of(taken: Mapping[str, Any], preprocess: Mapping[str, Any]) -> Feed:
     if dtype == "float32":
         return normalising(preprocess["mean"], preprocess["std"])
     raise EdgekdError(
-        f"The artifact takes {dtype}, which is not fed here.", "Use the edgekd that wrote it."
+        f"The input type {dtype} of the artifact is not supported.",
+        "Use the edgekd version that wrote it.",
     )

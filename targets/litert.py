@@ -1,4 +1,4 @@
-"""LiteRT on the CPU, opened the one way edgekd opens it, here and on a device (the device agent carries this file)."""
+"""Open LiteRT files on the CPU (part of the device agent)."""
 
 from __future__ import annotations
 

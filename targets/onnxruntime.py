@@ -1,4 +1,4 @@
-"""ONNX Runtime, opened the one way edgekd opens it, here and on a device (the device agent carries this file)."""
+"""Open ONNX files in ONNX Runtime (part of the device agent)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
     "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
 }
-"""Our word → ONNX Runtime's."""
+"""Provider in edgekd → provider in ONNX Runtime."""
 
 
 def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
@@ -52,8 +52,8 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
     fixed = image.shape[0] if isinstance(image.shape[0], int) else None
     if fixed not in (None, 1):
         raise EdgekdError(
-            f"{path} takes exactly {fixed} images at a time, and edgekd runs single ones.",
-            "Export it with a batch of 1, or with one that is left open.",
+            f"{path} has a fixed batch of {fixed} images, but edgekd runs single images.",
+            "Export it with a batch of 1 or a dynamic batch.",
         )
     name = image.name
 
@@ -77,7 +77,7 @@ def profiled_nodes(
     providers: Sequence[str],
     options: onnxruntime.SessionOptions,
 ) -> Nodes:
-    """Return the nodes that ONNX Runtime's profile of one call names, by provider; the graph is the optimised one."""
+    """Return the nodes of the optimised graph by provider, from ONNX Runtime's profile of one call."""
     with tempfile.TemporaryDirectory(prefix="edgekd-profile-") as folder:
         options.enable_profiling = True
         options.profile_file_prefix = os.path.join(folder, "run")
@@ -99,7 +99,7 @@ def _open(
 ) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
-    except Exception as error:  # ONNX Runtime's exceptions share no base class but this
+    except Exception as error:  # ONNX Runtime's exceptions have no other common base
         text, version = str(error), onnxruntime.__version__
         line = next((line for line in text.splitlines() if line.strip()), "no reason given")
         reason = line.rpartition(" : ")[2].strip().rstrip(".")[:200]  # without error class and path
@@ -121,17 +121,17 @@ def _session_options(wanted: RuntimeOptions, provider: str) -> onnxruntime.Sessi
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = wanted.threads or 0
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # failures come as exceptions
+    options.log_severity_level = 4  # failures are raised as exceptions
     spinning = "1" if wanted.spinning else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
     if provider != PROVIDERS["cpu"]:
-        # Without this, whatever the provider does not take runs on the CPU, silently.
+        # Without this, operators that the provider does not support silently run on the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
 
 
 def _available(provider: str) -> str:
-    """Return ONNX Runtime's name of `provider`, which this build has."""
+    """Return ONNX Runtime's name of `provider`, if this build has it."""
     if provider not in PROVIDERS:
         raise EdgekdError(f'There is no provider "{provider}".', did_you_mean(provider, PROVIDERS))
     name, present = PROVIDERS[provider], onnxruntime.get_available_providers()

@@ -1,7 +1,4 @@
-"""OpenVINO's CPU device, opened the one way edgekd opens it, here and on a device (the device agent carries this file).
-
-Never another of OpenVINO's devices.
-"""
+"""Open OpenVINO files on OpenVINO's CPU device, never on another (part of the device agent)."""
 
 from __future__ import annotations
 
@@ -25,12 +22,12 @@ from edgekd.targets.session import (
 )
 
 OLDEST, TOO_NEW = (2025, 0), (2027, 0)
-"""Releases that edgekd takes: from the first on, and before the second."""
+"""Supported releases: from the first (inclusive) to the second (exclusive)."""
 
 KEPT_BATCHES = 4
-"""Batch sizes kept compiled: the single image, the full batch of an evaluation, its last one, and one to spare."""
+"""Number of compiled batch sizes to keep: a single image, the full and last batch of an evaluation, and a spare."""
 _MEMORY = ("Input", "Output", "Const", "Constant", "Parameter", "Result")
-"""Kinds of nodes that are memory, not work."""
+"""Kinds of nodes without computation."""
 
 
 def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
@@ -41,7 +38,7 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
     """
     openvino = load_openvino()
     details, size = artifact["details"], int(artifact["preprocess"]["size"])
-    # Left to OpenVINO, it would be bfloat16 where the processor has it, whatever the file holds.
+    # OpenVINO's default is bfloat16 if the processor has it, even for float32 files.
     precision = str(details.get("inference_precision", "f32"))
     settings = _settings(precision, options)
     core, path, feed = shared_core(), model_path(artifact, folder), feed_for(artifact)
@@ -51,8 +48,8 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
     def prepared(batch: int) -> tuple[Any, Any, NDArray[Any], NDArray[np.float32]]:
         """Return the compiled model, a request, and its own input and output memory, for one batch size.
 
-        The file leaves the batch open, and the CPU device then plans at every call: batch 1 of a small student took
-        1.7 times as long as compiled for batch 1.
+        With the file's dynamic batch, the CPU device plans at every call: batch 1 of a small student took 1.7 times as
+        long as with a fixed batch of 1.
         """
         try:
             model = core.read_model(path)
@@ -64,8 +61,8 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
         used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if used != precision:
             raise EdgekdError(
-                f"This processor computes in {used} for OpenVINO, where {path} requires {precision}.",
-                "Export without --inference-precision, or run it on a processor that has it.",
+                f"OpenVINO computes in {used} on this processor, but {path} requires {precision}.",
+                "Export without --inference-precision, or use a processor that supports it.",
             )
         request = compiled.create_infer_request()
         memory = request.get_input_tensor(0).data, request.get_output_tensor(0).data
@@ -78,10 +75,10 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         _, request, taken, found = prepared(len(images))
         taken[...] = feed(images)
-        # Not infer(): it wraps every answer anew, 7 % of the time of a small student.
+        # Not infer(), which wraps every result, 7 % of the time of a small student.
         request.start_async()
         request.wait()
-        # A copy: the request writes its next answer into the same memory.
+        # A copy, since the next call writes into the same memory.
         return found.copy()
 
     return Session(
@@ -107,7 +104,7 @@ def _settings(precision: str, options: RuntimeOptions) -> dict[str, Any]:
 
 
 def check(artifact: Mapping[str, Any]) -> None:
-    """Refuse a device without OpenVINO, or with another release; see `edgekd.targets.session.Opener`."""
+    """Refuse a device without a supported OpenVINO release; see `edgekd.targets.session.Opener`."""
     bounds = f"openvino>={OLDEST[0]}.{OLDEST[1]},<{TOO_NEW[0]}"
     hint = f"On the device: python3 -m pip install '{bounds}', {OR_ANOTHER}"
     try:
@@ -126,7 +123,7 @@ def load_openvino() -> Any:
     release = _numbers(version_of(openvino))[:2]
     if not OLDEST <= release < TOO_NEW:
         raise EdgekdError(
-            f"OpenVINO {'.'.join(map(str, release))} is installed; edgekd works with {OLDEST[0]} up to {TOO_NEW[0]}.",
+            f"OpenVINO {'.'.join(map(str, release))} is installed, but edgekd needs {OLDEST[0]} up to {TOO_NEW[0]}.",
             'pip install "edgekd[openvino]"',
         )
     return openvino
@@ -134,23 +131,23 @@ def load_openvino() -> Any:
 
 @functools.cache
 def shared_core() -> Any:
-    """Return the one `openvino.Core` of this process; errors as `load_openvino`.
+    """Return the only `openvino.Core` of this process; errors as `load_openvino`.
 
-    OpenVINO's CPU device installs a stack for signal handlers, and restores the one before when its core goes. Where
-    two cores do not go in reverse order, that one is freed memory, and the next Ctrl-C is a segmentation fault.
+    OpenVINO's CPU device installs a stack for signal handlers and restores the previous one when its core is deleted.
+    If two cores are not deleted in reverse order, the restored stack is freed memory, and the next Ctrl-C crashes.
     """
     core = load_openvino().Core()
-    core.set_property({"ENABLE_MMAP": False})  # a file may be written anew while it is open
+    core.set_property({"ENABLE_MMAP": False})  # a file may be rewritten while it is open
     return core
 
 
 def version_of(openvino: Any) -> str:
-    """`2026.4.1` out of `2026.4.1-22982-e213a147257-releases/2026/4`."""
+    """Return `2026.4.1` for `2026.4.1-22982-e213a147257-releases/2026/4`."""
     return str(openvino.__version__).partition("-")[0]
 
 
 def reason_of(error: Exception) -> str:
-    """Return the last line with words: OpenVINO puts the source file's name first."""
+    """Return the last line with words, since OpenVINO's messages start with a source file name."""
     lines = [line.strip() for line in str(error).splitlines() if any(map(str.isalpha, line))]
     return (lines[-1] if lines else type(error).__name__).rstrip(".")[:200]
 

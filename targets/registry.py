@@ -1,6 +1,6 @@
-"""What edgekd can export to and open: one entry for each target (the device agent carries this file).
+"""The registry of targets (part of the device agent).
 
-A new target is one entry here, a writer in export/ and an opener in targets/; no other module names a target.
+To add a target, add an entry here, a writer in export/ and an opener in targets/. No other module names a target.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ class Target:
 
     name: str
     format: str
-    """Of its artifacts; no two targets share one."""
+    """Format of its artifacts, unique among targets."""
     writer: str
     """Module in export/ with `write(build: Build) -> Written`."""
     opener: str
-    """Module in targets/, an `edgekd.targets.session.Opener`; of a target with `packages` it needs numpy alone beside
-    the runtime."""
+    """Module in targets/, an `edgekd.targets.session.Opener`. For a target with `packages` it needs only numpy and the
+    runtime."""
     runtime: str
-    """What executes the artifact, and on what."""
+    """Runtime and hardware that execute the artifact."""
     precisions: tuple[Precision, ...]
     summary: str
     """One line for `edgekd list targets`."""
     calibrated: tuple[Precision, ...] = ("int8",)
     """Precisions whose writer needs training images."""
     options: tuple[str, ...] = ()
-    """Switches of its writer besides the precision."""
+    """Options of its writer besides the precision."""
     calibrators: tuple[str, ...] = ("minmax",)
-    """Ways to choose the ranges of INT8."""
+    """Supported calibrators of INT8."""
     default_calibrator: str = "minmax"
-    """The usual one of them (docs/measurements.md has the measurements)."""
+    """Default calibrator (docs/measurements.md has the measurements)."""
     inputs: tuple[Input, ...] = ("uint8", "float")
-    """What its files can take."""
+    """Supported inputs of its files."""
     mixed: bool = True
     """Whether its INT8 can keep layers in float."""
     packages: str | None = None
-    """What a device's Python needs besides numpy and Pillow, for people; None: the agent does not run it."""
+    """Packages that a device needs besides numpy and Pillow, as text; None: the agent does not run it."""
     modules: tuple[str, ...] = ()
     """Files of targets/ that its opener needs on a device."""
     providers: bool = False
@@ -54,14 +54,14 @@ class Target:
     """Module in export/ with `reference(artifact, folder) -> (Predictor, name)`, which evaluates a file without its
     runtime."""
     compared_by_reference: bool = False
-    """Whether logits for a comparison come from `reference` even where the runtime is at hand."""
+    """Whether comparisons use `reference` even if the runtime is available."""
 
 
 DEFAULT_TARGET = "onnxruntime"
 AUTO = "auto"
-"""In place of a target: the best file is found by measuring."""
+"""Name for choosing a target by measurement."""
 UNPADDED = "-unpadded"
-"""In the name of an artifact whose layers got no padding."""
+"""Suffix of the name of an artifact without padding."""
 _CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
 
 TARGETS: dict[str, Target] = {
@@ -158,7 +158,7 @@ def target_of(format: str) -> Target:
         if target.format == format:
             return target
     formats = ", ".join(target.format for target in TARGETS.values())
-    raise EdgekdError(f"edgekd cannot run the format {format}.", f"It runs {formats}.")
+    raise EdgekdError(f"The format {format} is unknown.", f"Known formats: {formats}.")
 
 
 def opener_of(format: str) -> Any:
@@ -184,7 +184,7 @@ def artifact_name(
 
 
 def get_target(name: str) -> Target:
-    """Return the target called `name`; an unknown one is an `EdgekdError` with a suggestion."""
+    """Return the target `name`; raise `EdgekdError` with a suggestion if it is unknown."""
     if name not in TARGETS:
         raise EdgekdError(f'There is no target "{name}".', did_you_mean(name, (*TARGETS, AUTO)))
     return TARGETS[name]

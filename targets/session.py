@@ -1,4 +1,4 @@
-"""An artifact open in its runtime: pixels in, logits out (the device agent carries this module; never torch)."""
+"""Sessions: artifacts opened in their runtime, without torch (part of the device agent)."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from edgekd.core.manifest import Artifact
 
 OR_ANOTHER = "or name a Python that has it."
-"""End of a hint about a package that a device lacks."""
+"""End of a hint about a missing package on a device."""
 Nodes = dict[str, dict[str, int]]
-"""Execution provider or device → kind of operator → how many of them it ran."""
+"""Execution provider or device → kind of operator → number of nodes."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the nodes of one loaded artifact ran, by the runtime's own account."""
+    """Placement of the nodes of a loaded artifact, as reported by the runtime."""
 
     provider: str
-    """The provider or device that was to run all of them."""
+    """The requested provider or device."""
     nodes: Nodes
     source: str
-    """The record of the runtime that this is read from."""
+    """The source of the information."""
 
 
 def refuse_fallback(name: str, placement: Placement) -> None:
@@ -49,51 +49,51 @@ def refuse_fallback(name: str, placement: Placement) -> None:
         total = sum(counts.values())
         found = ", ".join(f"{n} of {total} nodes on {who}" for who, n in elsewhere.items())
         raise EdgekdError(
-            f"{name} was to run on {placement.provider}, but fell back: {found} ({', '.join(kinds[:5])}).",
-            "No report is written of that. Export for a target whose runtime takes every operator.",
+            f"{name} did not run on {placement.provider} only: {found} ({', '.join(kinds[:5])}).",
+            "No report is written. Export for a target whose runtime supports every operator.",
         )
     if not placement.nodes.get(placement.provider):
         raise EdgekdError(
-            f"{placement.source} names no node of {name}, so nothing shows where it ran.",
+            f"{placement.source} has no node of {name}, so its placement is unknown.",
             "Report this to edgekd.",
         )
 
 
 @dataclass(frozen=True)
 class Session:
-    """A model file in its runtime. Openers make one of a file, `open_session` one of an artifact."""
+    """A model file in its runtime, created by openers for files and by `open_session` for artifacts."""
 
     predict: Predictor
-    """The runtime's call, unchecked: the file's own output, for at most `largest_batch` images."""
+    """The unchecked call of the runtime, which returns the file's output for at most `largest_batch` images."""
     provider: str
-    """What executes the graph, in the runtime's own words."""
+    """Runtime and provider that execute the graph."""
     threads: int
-    """Threads within one operator; operators run one after the other."""
+    """Threads within an operator; operators run sequentially."""
     load_ms: float
-    """Reading and preparing the model, without the check of its hash."""
+    """Time for loading and preparing the model, without its hash check."""
     placement: Callable[[], Optional[Placement]] = lambda: None  # noqa: UP045  Python 3.9
-    """Which nodes run where; None from runtimes without such a record. May open the model once more."""
+    """Returns the placement of the nodes, or None if the runtime does not report it. May open the model again."""
     largest_batch: int | None = None
-    """Images in one call of the runtime at most, as the file was made; None: any number."""
+    """Maximum number of images per call of the runtime; None is any number."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
-    """What `artifact.json` holds."""
+    """Content of `artifact.json`."""
     bank: ClassBank | None = None
     """The class vectors of a file that ends in an embedding."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names behind the logits, in their order."""
+        """Return the class names in the order of the logits."""
         return tuple(printable(name) for name in self.manifest["classes"])
 
     @functools.cached_property
     def artifact(self) -> Artifact:
-        """The manifest as a model of pydantic, which a device need not have."""
+        """Return the manifest as a pydantic model (not on devices)."""
         from edgekd.core.manifest import Artifact
 
         return Artifact.model_validate(self.manifest)
 
     def prepare(self, encoded: bytes) -> NDArray[np.uint8]:
-        """Return an encoded image as the artifact takes it, RGB uint8 `[H, W, 3]`; bad bytes are an `EdgekdError`."""
+        """Decode and preprocess an image to RGB uint8 `[H, W, 3]`; raise `EdgekdError` for an invalid image."""
         keys = ("size", "resize", "crop_pct", "interpolation")
         wanted = {key: self.manifest["preprocess"][key] for key in keys}
         try:
@@ -104,7 +104,7 @@ class Session:
             ) from error
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`; of a file that gives embeddings, by its class bank.
+        """RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`, with the class bank for a file that gives embeddings.
 
         Batches above `largest_batch` are run in pieces. A file that resizes takes pictures of any height and width;
         those of exactly the student's size count as resized already, as for other files. Another dtype or shape is an
@@ -119,7 +119,7 @@ class Session:
         """
         if self.bank is None:
             raise EdgekdError(
-                f"{self.manifest['name']} ends in the logits of its classes and gives no embedding.",
+                f"{self.manifest['name']} gives logits and no embedding.",
                 "Export with --head embedding.",
             )
         return self._predict(images)
@@ -145,23 +145,23 @@ class Session:
             return found if after is None else after(found)
         except EdgekdError:
             raise
-        except Exception as error:  # every runtime has errors of its own
+        except Exception as error:  # runtimes raise their own errors
             raise EdgekdError(
                 f"{self.manifest['name']} fails on {list(images.shape)} pixels ({first_line(error)}).",
-                "Its file does not do what artifact.json promises: export it again.",
+                "The file does not match artifact.json; export it again.",
             ) from error
 
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """How a runtime executes a file.
+    """Options of a runtime.
 
     Args:
-        threads: within one operator; None is the runtime's choice.
-        spinning: waiting threads poll, ONNX Runtime's default: the lowest latency on a quiet machine. False lets them
-            sleep, for work beside other work. Runtimes without such a choice ignore it.
-        provider: what executes a file of a target that has several, as ONNX Runtime has `cpu` and `cuda`; None is the
-            target's own. Nothing else is ever used in its place.
+        threads: threads within an operator; None is the runtime's choice.
+        spinning: waiting threads poll (ONNX Runtime's default), for the lowest latency on a quiet machine. With False
+            they sleep, for use next to other work. Runtimes without this option ignore it.
+        provider: execution provider of a target that has several, such as `cpu` and `cuda` of ONNX Runtime; None is the
+            default. There is no fallback to another provider.
     """
 
     threads: int | None = None
@@ -170,24 +170,24 @@ class RuntimeOptions:
 
 
 class Opener(Protocol):
-    """What a module of targets/ offers for the files of one format.
+    """Interface of a module of targets/ for the files of one format.
 
-    It may also offer `check(artifact)`, which refuses with an `EdgekdError` an artifact whose runtime this device's
-    Python lacks, and `make_ready(artifact, folder, say)`, which does once on a device what must be done before the file
-    can be opened and returns JSON values about what was built.
+    It may also have `check(artifact)`, which raises `EdgekdError` if the runtime of the artifact is not installed, and
+    `make_ready(artifact, folder, say)`, which prepares the artifact once on a device before it is opened, and returns
+    JSON values about what was built.
     """
 
     def open_file(
         self, artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
     ) -> Session:
-        """Open an artifact's model file; `artifact` is what `artifact.json` holds.
+        """Open an artifact's model file; `artifact` is the content of `artifact.json`.
 
         A runtime that is not on this machine is `NotHere`, a file that it refuses an `EdgekdError`.
         """
 
 
 def feed_for(artifact: Mapping[str, Any]) -> Feed:
-    """Return what brings uint8 `[B, H, W, 3]` to the artifact's input; an unknown input is an `EdgekdError`."""
+    """Return the feed of the artifact's input; raise `EdgekdError` for an unknown input."""
     return feed_of(artifact["inputs"][0], artifact["preprocess"])
 
 
@@ -197,7 +197,7 @@ def model_path(artifact: Mapping[str, Any], folder: Path) -> Path:
 
 
 def refuse_batch(batch: int, largest: int | None) -> None:
-    """Refuse to time a batch that would be run in pieces."""
+    """Refuse to time a batch that would be split."""
     if largest is not None and batch > largest:
         images = "one image" if largest == 1 else f"{largest} images"
         raise EdgekdError(
@@ -206,15 +206,15 @@ def refuse_batch(batch: int, largest: int | None) -> None:
 
 
 def open_artifact(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
-    """Open the artifact whose checked manifest is `artifact`; errors as of `open_session`."""
+    """Open an artifact with a checked manifest; errors as `open_session`."""
     threads = options.threads
     if threads is not None and threads < 1:
         raise EdgekdError(f"{threads} threads are not possible.", "Give 1 or more.")
     target = target_of(artifact["format"])
     if options.provider is not None and not target.providers:
         raise EdgekdError(
-            f"The format {target.format} has one runtime and no providers.",
-            "Leave the provider out.",
+            f"The format {target.format} has no providers.",
+            "Leave out the provider.",
         )
     try:
         opener: Opener = opener_of(target.format)
@@ -227,7 +227,7 @@ def open_artifact(artifact: Mapping[str, Any], folder: Path, options: RuntimeOpt
     bank = read_bank(folder / artifact["bank"]) if artifact.get("bank") else None
     if bank is not None and bank.classes != tuple(map(printable, artifact["classes"])):
         raise EdgekdError(
-            f"{folder / artifact['bank']} holds other classes than artifact.json names.",
+            f"{folder / artifact['bank']} has other classes than artifact.json.",
             "Copy the artifact again.",
         )
     return replace(session, manifest=artifact, bank=bank)
@@ -240,7 +240,7 @@ def open_session(
     spinning: bool = True,
     provider: str | None = None,
 ) -> Session:
-    """Load the artifact in `folder` with the runtime of its format; options as of `RuntimeOptions`.
+    """Load the artifact in `folder` with the runtime of its format; options as in `RuntimeOptions`.
 
     An altered or corrupt file, one that the runtime refuses, and a fallback to another device are an `EdgekdError`; a
     runtime that is not on this machine is `NotHere`.

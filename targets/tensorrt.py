@@ -1,7 +1,4 @@
-"""TensorRT engines in an artifact's folder, opened the one way edgekd opens them, here and on a device.
-
-The device agent carries this file. An engine runs on this machine's GPU and never anywhere else.
-"""
+"""Open TensorRT engines, which run only on this machine's GPU (part of the device agent)."""
 
 from __future__ import annotations
 
@@ -30,15 +27,15 @@ from edgekd.targets.trt.machine import (
 )
 
 ENGINE_FILE = "model.engine"
-"""Built with the artifact and covered by its hashes."""
+"""Engine built at the export, covered by the artifact's hashes."""
 make_ready = ready_engine
-"""Build the engine of an artifact that came without one; see `edgekd.targets.session.Opener`."""
+"""Build the engine of an artifact without one; see `edgekd.targets.session.Opener`."""
 
 
 def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
-    """Open an artifact's engine; see `edgekd.targets.session.Opener`, errors as `open_engine`. Threads mean nothing.
+    """Open an artifact's engine; see `edgekd.targets.session.Opener`, errors as `open_engine`.
 
-    TensorRT has no record of which of its kernels run where: all of them run on the GPU.
+    Threads are ignored. TensorRT does not report a placement: all kernels run on the GPU.
     """
     started = time.perf_counter()
     engine, runtime = open_engine(artifact["details"], Path(folder), feed_for(artifact))
@@ -47,7 +44,7 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
 
 
 def check(artifact: Mapping[str, Any]) -> None:
-    """Refuse a device without TensorRT, cuda-python or a fitting GPU; see `edgekd.targets.session.Opener`."""
+    """Refuse a device without TensorRT, cuda-python or a suitable GPU; see `edgekd.targets.session.Opener`."""
     check_tensorrt(artifact["details"])
 
 
@@ -55,12 +52,12 @@ def open_engine(details: Mapping[str, Any], folder: Path, feed: Feed) -> tuple[E
     """Return the engine in `folder`, first the one built on this device, and what runs it.
 
     Args:
-        details: those of `artifact.json`, as export's writer for TensorRT leaves them.
+        details: `details` of `artifact.json`.
         feed: uint8 `[B, H, W, 3]` → the engine's input.
 
     Raises:
-        NotHere: no engine has been built yet, no TensorRT, no GPU, or an engine for another kind of GPU.
-        EdgekdError: an engine of another TensorRT version, or a damaged one.
+        NotHere: there is no engine, TensorRT or GPU, or the engine is for another kind of GPU.
+        EdgekdError: the engine is damaged or of another TensorRT version.
     """
     local = folder / DEVICE_FILE
     path = local if local.is_file() else folder / ENGINE_FILE
@@ -96,12 +93,12 @@ def open_engine(details: Mapping[str, Any], folder: Path, feed: Feed) -> tuple[E
 
 
 def cuda_call(result: tuple[Any, ...]) -> Any:
-    """Return the value of a `cuda.bindings` call, `(error, *values)`; a CUDA error is an `EdgekdError`."""
+    """Return the value of a `cuda.bindings` call, `(error, *values)`; raise `EdgekdError` for a CUDA error."""
     error, *values = result
     if error.value != 0:
         raise EdgekdError(
             f"CUDA reports {error.name}.",
-            "Look at nvidia-smi: is the GPU free and its driver recent?",
+            "Check with nvidia-smi that the GPU is free and its driver recent.",
         )
     return values[0] if len(values) == 1 else tuple(values) or None
 

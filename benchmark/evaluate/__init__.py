@@ -1,1 +1,1 @@
-"""Accuracy of logits: suites predicted, metrics, intervals, detection, corruptions."""
+"""Predictions on suites, and their accuracy: metrics, intervals, detection, corruptions."""

@@ -1,4 +1,4 @@
-"""The rows of a report that follow from logits, whether these are fresh or were stored."""
+"""The rows of a report that are computed from logits, new or stored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgekd.benchmark.subjects import Logits, Subject, Suite
 from edgekd.targets.timing.intervals import interval_of
 
 _APART = ("test:", "seen:", "adapted:")
-"""Suites that enter no mean and stand beside the others by their full names."""
+"""Prefixes of suites that are not part of any mean and are listed by their full names."""
 ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,
     "glass_blur": 0.826268, "motion_blur": 0.785948, "zoom_blur": 0.798360, "snow": 0.866816, "frost": 0.826572,
@@ -40,8 +40,8 @@ FIXED = {
 def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) -> dict[str, Any]:
     """Return the fields of a `Report` that follow from logits: accuracy, summary and the tables of special suites.
 
-    Suites of the family `val` give each subject its temperature and no row of their own. On those of `unknown` no
-    class is right, so they have no accuracy.
+    Suites of the family `val` only determine the temperature of each subject. Suites of `unknown` have no accuracy,
+    since no class is correct.
     """
     measured = _Measured(subjects, suites, logits)
     temperatures = {one.who: measured.temperature(one) for one in subjects}
@@ -161,7 +161,7 @@ class _Measured:
         return next(same, None)
 
     def temperature(self, subject: Subject) -> float | None:
-        """Fit the subject's temperature on its ID validation images; None without any."""
+        """Fit the subject's temperature on its ID validation images; None if there are none."""
         for number, suite in enumerate(self.suites):
             if suite.kind == "val" and suite.holds(subject):
                 return metrics.fit_temperature(self.logits[subject.key, number], suite.labels)
@@ -335,8 +335,8 @@ def _corruption_rows(
 ) -> Iterator[rows.CorruptionRow]:
     """Yield one row per subject that was measured on the corruptions.
 
-    The denominators of mCE are AlexNet's on ImageNet's 1,000 classes, and the teacher's of the same run on other data,
-    where AlexNet's would mean nothing.
+    The denominators of mCE are AlexNet's errors for ImageNet's 1,000 classes, and the errors of the run's teacher for
+    other data.
     """
     tables: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {}
     last: dict[tuple[str, str], AccuracyRow] = {}
@@ -381,7 +381,8 @@ def _detection(
     own: tuple[NDArray[np.float32], ...],
     before: tuple[NDArray[np.float32], ...] | None,
 ) -> rows.DetectionRow:
-    """Return how well a score detects unknown images; `own` and `before` are (known, unknown) logits of both models."""
+    """Return the detection of unknown images by a score; `own` and `before` are (known, unknown) logits of both
+    models."""
     known, unknown = map(score_of, own)  # [N], [M]
     draws, value = metrics.auroc_draws(known, unknown), metrics.auroc(known, unknown)
     cost = None

@@ -1,7 +1,7 @@
-"""Agreement of student and teacher beyond their accuracies; embeddings in, numbers out.
+"""Agreement of student and teacher, computed from embeddings.
 
-`M_rel`, `M_neigh` and `M_vlalign` are those of Li et al. (ICCV 2023). All distances are between unit vectors, where
-`‖a − b‖² = 2 − 2cos`, so nearest means largest cosine.
+`M_rel`, `M_neigh` and `M_vlalign` are defined by Li et al. (ICCV 2023). Distances are between unit vectors, with
+`‖a − b‖² = 2 − 2cos`, so the nearest vector has the largest cosine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Vectors = NDArray[np.floating]
 _ROWS = 512
-"""Images that are compared with all others at once, so that memory stays small."""
+"""Number of images that are compared with all others at once, to limit the memory."""
 
 
 def unit_rows(vectors: Vectors) -> NDArray[np.float32]:
@@ -35,9 +35,10 @@ def recall_at(student: Vectors, teacher: Vectors, k: int) -> float:
 
 
 def m_neigh(student: Vectors, teacher: Vectors, k: int) -> float:
-    """Return `M_neigh@k`: how many of an image's `k` nearest images student and teacher share. 0–1, higher is better.
+    """Return `M_neigh@k`: the share of an image's `k` nearest images common to student and teacher, 0–1, higher is
+    better.
 
-    Neighbours are other images: an image itself is always its own nearest and does not count.
+    An image is not its own neighbour.
     """
     from sklearn.neighbors import NearestNeighbors
 

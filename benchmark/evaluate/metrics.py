@@ -1,8 +1,7 @@
 """Metrics of float logits `[N, C]` with int labels `[N]`, N > 0, and of the detection of unknown classes.
 
-Fractions are 0–1, never percent. A tie between logits goes to the lower class index. The detection metrics take one
-score per known image, float `[N]`, and per unknown image, float `[M]`, larger for known. Equal scores are one
-threshold, never an order.
+Fractions are 0–1. Ties between logits go to the lower class index. The detection metrics take one score per known
+image, float `[N]`, and per unknown image, float `[M]`, larger for known images. Equal scores share a threshold.
 """
 
 from __future__ import annotations
@@ -120,7 +119,7 @@ def agreement(first: Logits, second: Logits) -> float:
 
 
 TEMPERATURES = (0.05, 20.0)
-"""Bounds of the search: a model that is always right on few images would otherwise get 0."""
+"""Bounds of the search, since a model without errors on few images would otherwise get 0."""
 
 
 def fit_temperature(logits: Logits, labels: Labels) -> float:

@@ -1,4 +1,4 @@
-"""Logits of subjects on suites: every image is read once for all who are measured on it."""
+"""Logits of subjects on suites; every image is read once for all subjects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Pixels = dict[str, NDArray[np.uint8]]
 
 
 def predict_suites(subjects: Sequence[Subject], suites: Sequence[Suite]) -> tuple[Logits, Logits]:
-    """Return the logits of every subject, and of files that a device ran those on this machine."""
+    """Return the logits of every subject, and the local logits of files that were measured on a device."""
     logits: Logits = {}
     local: Logits = {}
     for number, suite in enumerate(suites):
@@ -71,7 +71,7 @@ def predict_suite(
 
 
 def prepare(image_set: ImageSet, index: int, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Return one image as a model takes it, uint8 `[size, size, 3]`."""
+    """Return a preprocessed image, uint8 `[size, size, 3]`."""
     return _read(image_set, index, {"": preprocess})[""]
 
 

@@ -1,7 +1,7 @@
 """Intervals and tests of accuracies: Wilson's interval, the paired bootstrap, McNemar's test.
 
-Every random draw is seeded: the same answers give the same interval. A pair is which images of a suite the first and
-the second model classify correctly, in the same order: bool `[n]` each, or `[seeds, n]` for models of several seeds.
+Random draws are seeded, so the same predictions give the same interval. A pair says which images of a suite the first
+and the second model classify correctly: bool `[n]` each, or `[seeds, n]` for models of several seeds.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def wilson_interval(hits: int, n: int) -> Interval:
 def paired_interval(pairs: Sequence[Pair]) -> Interval:
     """Return the bootstrap 95 % interval of accuracy(first) − accuracy(second), averaged without weights over suites.
 
-    Images are drawn in pairs, each suite on its own. Accuracies of several seeds are means over these, and an image is
-    drawn with the answers of all seeds, which are not independent: what is hard for one is hard for the others.
+    Images are drawn in pairs, separately for each suite. For several seeds, accuracies are means over the seeds, and an
+    image is drawn with the predictions of all seeds, which are not independent.
     """
     rng = np.random.default_rng(0)
     drawn = np.zeros(_REPLICATES)

@@ -1,1 +1,1 @@
-"""Time, throughput, energy and state of a machine. Imports nothing, since the device agent carries parts of it."""
+"""Latency, throughput and energy on this machine, and the size of models."""

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of an exported file, counted in its own graph."""
+"""Count parameters and multiply-accumulates of an exported file in its graph."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Counted:
 
 
 def count_folder(folder: Path) -> Counted | None:
-    """Count in the ONNX graph of an artifact's folder; None where the format has none (OpenVINO, Core ML)."""
+    """Count in the ONNX graph of an artifact's folder; None for formats without one (OpenVINO, Core ML)."""
     found = sorted(folder.glob("*.onnx"))
     return count_onnx(found[0]) if found else None
 
 
 def count_onnx(path: Path) -> Counted | None:
-    """Count in the graph for a batch of one; None for a file that is no ONNX model."""
+    """Count in the graph for a batch of one; None for a file that is not an ONNX model."""
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError:

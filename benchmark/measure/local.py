@@ -1,8 +1,8 @@
 """Timing on this machine: steps of the device agent, each in a fresh process without torch.
 
-The agent is the one stopwatch (`targets/agent/steps.py`). Here it gets its job from a temporary folder instead of over
-a wire. With one process all artifacts are timed in it, in alternating blocks. With several each artifact has its own,
-and the artifacts take turns (A B A B …).
+The agent is the only stopwatch (`targets/agent/steps.py`). Here it gets its job from a temporary folder. With one
+process, all artifacts are timed in it in alternating blocks. With several, each artifact has its own processes, which
+alternate (A B A B …).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def measure_artifacts(
         energy: sensor to read between blocks, one of `energy.SENSORS`.
 
     Raises:
-        EdgekdError: an artifact that cannot be opened or run, a sensor that cannot be read.
+        EdgekdError: an artifact cannot be opened or run, or the sensor cannot be read.
     """
     results: dict[str, list[Clocked]] = {key: [] for key in folders}
     keys = list(folders)
@@ -102,7 +102,7 @@ def measure_rate(
         except EdgekdError as refusal:
             if batch == 1:
                 raise
-            # The memory may be too small for so many: the process was ended from outside.
+            # The process was killed from outside, probably because of too little memory.
             return Rate(batch, threads, None, refusal.message)
 
 
@@ -132,7 +132,7 @@ def _job(folders: Mapping[str, Path], encoded: Sequence[bytes], **settings: Any)
 
 def _run(job: Path, step: str, names: str) -> Journal:
     """Run one step of the agent in a fresh process and read its entry of the journal."""
-    # -P: a file of the user's that happens to be called numpy.py must not be imported from the working folder.
+    # -P: do not import files such as numpy.py from the working folder.
     command = [sys.executable, "-P", "-m", "edgekd.targets.agent", "step", str(job), step]
     last, code, stderr = converse(command, lambda _: None)
     if "error" in last:

@@ -1,4 +1,4 @@
-"""The latency, throughput and placement rows of a report, measured here or taken from a device's results."""
+"""The latency, throughput and placement rows of a report, measured here or on a device."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Timings:
 def time_subjects(
     subjects: Sequence[Subject], suites: Sequence[Suite], speed: SpeedOptions, *, together: bool
 ) -> Timings:
-    """Measure the latency of every subject, artifacts in fresh processes and the others briefly in this one.
+    """Measure the latency of every subject: artifacts in fresh processes, others briefly in this process.
 
     Args:
         together: measure the artifacts in alternating blocks of the same processes, for a ratio.
@@ -89,7 +89,7 @@ def time_subjects(
         if key in clocks:
             facts |= _session(clocks[key], end_to_end[key]) | {"protocol": protocol.name}
         else:
-            # This process has called the model before (accuracy), so its first call is not a first inference.
+            # The model was called before (accuracy), so the first call here is not a first inference.
             facts |= {"first_ms": None, "load_ms": None, "protocol": stopwatch.CONTEXT.name}
             facts |= {"provider": "torch", "threads": subject.threads}
         if subject.measured is not None:
@@ -109,7 +109,7 @@ def time_subjects(
 
 
 def encoded_images(suites: Sequence[Suite]) -> list[bytes]:
-    """Return the images to be timed as they lie in files, drawn ones as PNG."""
+    """Return the encoded images for the timing; images made in memory are encoded as PNG."""
     number, chosen = clock_places(suites)
     return [encoded_image(suites[number].images, index) for index in chosen.tolist()]
 
@@ -133,7 +133,7 @@ def _buffers(
 
 
 def _session(processes: Sequence[Clocked], whole: Clocked) -> dict[str, Any]:
-    """Return what a latency row holds of an artifact besides the latency of the model."""
+    """Return the fields of a latency row other than the latency of the model."""
     return {
         "provider": processes[0].provider,
         "threads": processes[0].threads,

@@ -1,1 +1,1 @@
-"""The benchmark's report: one `Report`, its sections, and the console, Markdown, HTML and JSON written from them."""
+"""Render a `Report`: its sections, and their output on the console and as Markdown, HTML and JSON."""

@@ -1,7 +1,7 @@
-"""Charts by matplotlib, as SVG in the page's own colours and as report.png.
+"""Charts by matplotlib, as SVG in the colours of the page and as report.png.
 
-Drawings use the light palette. In SVG every colour of it becomes the page's CSS variable of the same role, so that a
-drawing follows the page from light to dark.
+Charts use the light palette. In SVG its colours are replaced by CSS variables of the page, so that charts follow its
+light or dark mode.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COLOURS = 7
 _MARKERS = {"teacher": "s", "torch": "D", "artifact": "o"}
 _FONT = 11.5
 _ROOMY = 560
-"""Width in pixels from which panels stand side by side and bars have names."""
+"""Minimum width in pixels for panels side by side and for names of bars."""
 Samples = Sequence[NDArray[np.float64]]
 """Milliseconds in the order measured, one array a process."""
 
@@ -135,17 +135,16 @@ def undominated(points: Sequence[tuple[float, ...]]) -> list[bool]:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """Return the files that no other beats in both p50 and accuracy (OOD, else ID), fastest first."""
+    """Return the Pareto front of p50 and accuracy (OOD, else ID), fastest first."""
     files = [point for point in points if point.summary.kind == "artifact" and point.levels]
     kept = compress(files, undominated([(p.time.p50_ms, -p.levels[-1]) for p in files]))
     return sorted(kept, key=lambda point: point.time.p50_ms)
 
 
 def accuracy_figure(points: Sequence[Point], width: float, height: float = 0.0) -> Figure:
-    """Draw ID (hollow) and OOD (filled) accuracy against p50, and against size where files differ in it.
+    """Draw ID (hollow) and OOD (filled) accuracy against p50, and against size if the sizes differ.
 
-    The latency axis spans the exported files. A subject outside it, such as a torch student in the background, is
-    drawn at the edge with its value.
+    The latency axis spans the exported files. Subjects outside it are drawn at the edge with their value.
     """
     points = [point for point in points if point.levels]
     roomy = width >= _ROOMY
@@ -284,7 +283,7 @@ def _small(width: float, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def histogram_figure(parts: Samples, row: LatencyRow, colour: str, width: float = 420) -> Figure:
-    """Draw how often which latency occurred, in bins that are equally wide on a logarithmic axis."""
+    """Draw the histogram of latencies, in bins of equal width on a logarithmic axis."""
     figure, axes = _small(width, "ms (logarithmic)", "samples")
     samples = np.concatenate(list(parts))
     logarithmic(axes, *_span(samples), "x", 5)
@@ -300,7 +299,7 @@ def histogram_figure(parts: Samples, row: LatencyRow, colour: str, width: float 
 
 
 def timeline_figure(parts: Samples, colour: str, width: float = 420) -> Figure:
-    """Draw the samples in the order measured, against the time that the model itself ran.
+    """Draw the samples in measured order, against the run time of the model.
 
     Up to 120 samples are points. More are drawn as 120 columns from minimum to maximum with a point at the median.
     """

@@ -1,8 +1,8 @@
-"""Several reports side by side, `comparison.html` and `comparison.md`: what may be compared, and what differs.
+"""Compare several reports on one page, `comparison.html` and `comparison.md`.
 
-Accuracies are compared only on identical images, latencies only on the same kind of machine by the same protocol.
-Effective robustness (Taori et al. 2020) is accuracy out of domain beyond what accuracy in domain predicts by a straight
-line between the log-odds of both, `logit(OOD) = a · logit(ID) + b`, by least squares over the students at hand.
+Accuracies are compared only on identical images, and latencies only on the same kind of machine with the same protocol.
+Effective robustness (Taori et al. 2020) is the OOD accuracy beyond the prediction from the ID accuracy by a line
+`logit(OOD) = a · logit(ID) + b`, fitted by least squares over the students.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from edgekd.core.machine import in_cores
 _APART = ("corruption", "cue-conflict", "val", "vocabulary")
 """Families of suites that are not compared across reports."""
 _LEAST = 3
-"""Students for a line: two fit any."""
+"""Minimum number of students for a line."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def against(entry: Entry, other: Entry) -> Difference:
 
 
 def differences(sources: Sequence[Source], all_entries: Sequence[Entry]) -> Iterator[str]:
-    """Yield what keeps these reports from being compared in full, one sentence each."""
+    """Yield the differences that limit the comparison of these reports, one sentence each."""
     contents: dict[str, dict[str, dict[str, None]]] = {}
     for entry in all_entries:
         for suite, content in entry.images:

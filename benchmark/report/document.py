@@ -1,4 +1,4 @@
-"""A report as a document: the answers, the gates, the tables and charts, and where the numbers come from."""
+"""Build the document of a report: answers, gates, tables, charts, and provenance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgekd.benchmark.results.storage import RawResults
 from edgekd.benchmark.subjects import Suite
 
 _MOST_SUITES = 24
-"""Bars show at most so many suites, those with the lowest accuracy."""
+"""Maximum number of suites in the bar chart, those with the lowest accuracy."""
 _OWN_TABLES = ("corruption", "cue-conflict", "vocabulary")
 _POINTS = (
     "Hollow: in domain. Filled: mean over the unseen domains, or else over the adapted ones. Horizontal line: 95 % "

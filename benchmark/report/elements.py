@@ -1,4 +1,4 @@
-"""The parts of a report, the same for every form: sections of tables, texts, figures and galleries."""
+"""The elements of a document, for every output format: sections of tables, texts, figures and galleries."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 WIDE, NARROW = 1000, 340
-"""Widths in pixels for which a large figure is drawn; the style sheet shows the one that fits."""
+"""Widths in pixels of the two versions of a large figure; the style sheet shows the one that fits."""
 Cells = dict[str, str]
 """A row of a table: heading → cell."""
 
 
 def printable(text: object) -> str:
-    """Return text on one line, control characters and marks that reorder text written as escapes."""
+    """Return text on one line with control characters and bidirectional marks escaped."""
     return readers.printable(" ".join(str(text).split()))
 
 
@@ -84,7 +84,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing by matplotlib, for the page alone.
+    """A matplotlib figure for the HTML page.
 
     Attributes:
         description: what it shows, in words.

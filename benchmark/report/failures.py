@@ -1,4 +1,4 @@
-"""Where a run's weakest file fails: the confusion matrix of its worst suite, and its most confident errors."""
+"""The errors of a run's weakest file: the confusion matrix of its worst suite, and the most confident errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edgekd.data.images import UnreadableImage
 _ERRORS = 12
 _THUMBNAIL_PX = 112
 BUDGET_BYTES = 120_000
-"""All thumbnails of a report together: a page must stay small enough to be attached anywhere."""
+"""Maximum total size of the thumbnails of a report."""
 _MATRIX_CLASSES = 16
 """Larger matrices are cut to the classes with the most errors; the others share a column."""
 

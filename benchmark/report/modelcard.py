@@ -1,4 +1,4 @@
-"""`MODEL_CARD.md`: the card that a model hub shows, with a `model-index` for programs, from the report's numbers."""
+"""Write `MODEL_CARD.md` from a report, with a `model-index` for model hubs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CLOCK = ("p50_ms", "p90_ms")
 
 
 def model_card(report: Report) -> str:
-    """Return the card of the report's first run; other runs in the report are measured beside it and left out."""
+    """Return the card of the report's first run."""
     run = report.runs[0]
     report = _of_run(report, run)
     own: dict[str, Any] = next((one for one in report.context["runs"] if one["name"] == run), {})

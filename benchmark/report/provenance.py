@@ -1,4 +1,4 @@
-"""Where a report's numbers come from: images, machine, devices, runs, preprocessing, protocol, definitions."""
+"""The provenance of a report: images, machine, devices, runs, preprocessing, protocol, definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of the measured files to ship, and the table that the choice is made from.
+"""Recommend a file to ship, with a table of the measured files.
 
 `edgekd benchmark` and `edgekd export --target auto` end with the same recommendation.
 """

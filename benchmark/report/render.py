@@ -1,6 +1,6 @@
-"""A document on the terminal, as Markdown, and as one HTML file that needs no network and no script.
+"""Render a document on the terminal, as Markdown, and as one HTML file without network access or scripts.
 
-Names and texts of users stay text in every form: no markup, link, image or control character of theirs takes effect.
+Names and texts of users are escaped in every format.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What a report holds: every number with its definition, and the folder that is read again."""
+"""The contents of a report: every number with its definition, and the stored folder."""

@@ -1,7 +1,6 @@
-"""The definition of a number: name, unit, direction, formula and source, written beside the field that holds it.
+"""Definitions of metrics: name, unit, direction, formula and source, declared with the field of a row.
 
-Tables, gates, charts, the model card, the definitions in every report and the JSON Schema read these definitions and
-nothing else.
+Tables, gates, charts, the model card, the definitions in every report and the JSON Schema are derived from them.
 """
 
 from __future__ import annotations
@@ -56,19 +55,19 @@ _FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "p": ("", p_value),
     "": ("", "{:.3f}".format),
 }
-"""Unit → what follows the name in a heading, and how a value is written. `%` and `points` are stored as fractions."""
+"""Unit → suffix of the heading, and format of a value. `%` and `points` are stored as fractions."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a report; `metric` declares it as a field of a row.
+    """The definition of a number in a report; `metric` declares it as a field of a row.
 
     Attributes:
         name: as tables show it.
         unit: one of `%` and `points` (stored as fractions), `ms`, `s`, `MB` (10⁶ bytes), `M` (stored as a count), `mJ`
             (stored as joules), `W`, `1/s`, `count`, `p`, or none.
         better: which direction is better, if any.
-        missing: why the value can be None.
+        missing: the reason for a value of None.
         interval: name of the field with its 95 % interval.
         gate: whether a gate may use it; by default whatever has a better direction.
         compute: calculates it from logits and labels, for every accuracy row.

@@ -1,7 +1,7 @@
-"""The rows of a report about one subject, and the definition of every number in them.
+"""The rows of a report about one subject, with the definition of every number.
 
-A number is declared here once, as a field with `metric`. Evaluation, tables, gates, charts, the definitions at the end
-of every report and the JSON Schema (`python -m edgekd.benchmark.results.schema`) follow from the declaration.
+Each number is declared once, as a field with `metric`. Evaluation, tables, gates, charts, the definitions at the end of
+every report and the JSON Schema (`python -m edgekd.benchmark.results.schema`) are derived from the declaration.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from edgekd.benchmark.results.metric import Better, metric
 from edgekd.targets.timing.speed import Timing
 
 HERE = "local"
-"""`device` of what this machine measured."""
+"""`device` of results from this machine."""
 Kind = Literal["teacher", "torch", "artifact"]
 Family = Literal["id", "seen", "test", "domain", "folder", "subset", "adapted", "clean", "corruption", "cue-conflict",
                  "val", "vocabulary", "unknown"]  # fmt: skip
-"""What kind of images a suite has.
+"""Kind of images of a suite.
 
 `id` held-out images of the training domains; `test` an in-domain hold-out that was given; `seen` other images of
 training domains; `domain` a domain that training left out; `folder` other images; `subset` other images of only some
@@ -53,7 +53,7 @@ class Frozen(BaseModel):
 
 
 class Row(Frozen):
-    """Something about one subject: a run's teacher, its torch student, or an exported file by its name."""
+    """Base of rows about one subject: a run's teacher, its torch student, or an exported file by its name."""
 
     run: str
     subject: str
@@ -65,7 +65,7 @@ class Row(Frozen):
 
 
 class Change(Frozen):
-    """A difference with its interval by a paired bootstrap: of both models on the same draws of images."""
+    """A difference with the interval of a paired bootstrap."""
 
     value: float
     ci95: Interval
@@ -233,7 +233,7 @@ class OwnMetricsRow(Row):
 
 
 class SummaryRow(Row):
-    """One subject in a line; null where a suite, a teacher or a torch student is missing."""
+    """Summary of one subject; null if a suite, a teacher or a torch student is missing."""
 
     kind: Kind
     precision: str
@@ -367,7 +367,7 @@ class LatencyRow(Row):
 
     @property
     def timing(self) -> Timing:
-        """What decides whether this latency is good enough for a claim."""
+        """Return the facts that decide whether a claim about this latency may be made."""
         return Timing(self.subject, self.settled, self.cv, self.other_cpu, self.stolen_cpu)
 
 

@@ -1,4 +1,4 @@
-"""`report.json`: a report, and its rows about several subjects at once; `rows` has those about one.
+"""The schema of `report.json`, and the rows about several subjects; `rows` has those about one.
 
 `python -m edgekd.benchmark.results.schema` prints the JSON Schema.
 """
@@ -207,7 +207,7 @@ class Report(Frozen):
     """Machine, versions, state before and after, devices."""
 
     def _repr_html_(self) -> str:
-        """Return the numbers that decide, and the chart where the report's folder has it."""
+        """Return the main numbers, and the chart if the report's folder has it."""
         known = metrics_of(SummaryRow)
         keys = [
             key
@@ -234,7 +234,7 @@ class Report(Frozen):
 
     @property
     def listed(self) -> list[SummaryRow]:
-        """One row for each model: a teacher that runs share once."""
+        """Return one row per model; a shared teacher appears once."""
         return [row for row in self.summary if row.same_as is None]
 
     @property

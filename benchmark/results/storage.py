@@ -1,4 +1,4 @@
-"""A report's folder, read with every value checked."""
+"""Read a report's folder and check every value."""
 
 from __future__ import annotations
 

@@ -271,7 +271,7 @@ def _centre_projector(task: Classification, bank: TextBank, projector: nn.Linear
     # Views before restyling: the mean is of the content.
     views = render(raw.pixels.to(fabric.device), raw.params, student.preprocess.size)
     length = student.body(student.normalised(views)).norm(dim=-1).mean()
-    # Unlabelled images have no text, and the rest of the batch stands for them.
+    # Unlabelled images have no text, so the mean is over the rest of the batch.
     vectors = bank.vectors.to(fabric.device)
     targets = vectors[labels.clamp(min=0)] * (labels >= 0)[:, None]  # [B, D]
     if embedding is not None:

@@ -35,7 +35,7 @@ from edgekd.distill.text_files import Descriptions
 
 @dataclass(eq=False)
 class Classification(Task):
-    """One process's part of a run; `teacher`, `bank` and `targets` are None for recipes that need neither."""
+    """One process's part of a run; `teacher`, `bank` and `targets` are None for recipes that do not need them."""
 
     fabric: Fabric
     config: TrainConfig

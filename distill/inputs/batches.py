@@ -198,7 +198,7 @@ def store_side(size: int) -> int:
 
 
 def open_store(images: ImageSet, side: int, *, max_bytes: int = MAX_BYTES) -> PixelStore:
-    """Open the stored pixels of `images`, decoding them first unless it was done before."""
+    """Open the stored pixels of `images`, decoding them first if necessary."""
     if isinstance(images.reader, JoinedReader):
         parts = tuple(open_store(part, side, max_bytes=max_bytes) for part in images.reader.parts)
         return PixelStore(images, side, None, parts)

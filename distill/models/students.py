@@ -43,7 +43,7 @@ FRIENDLY = {
 RESERVED = (
     "num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
 )  # fmt: skip
-"""Arguments of `timm.create_model` that edgekd sets itself, or that would load weights beside its own checks."""
+"""Arguments of `timm.create_model` that edgekd sets itself, or that would load unchecked weights."""
 
 
 def timm_name(student: str) -> str:

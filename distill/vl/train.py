@@ -142,7 +142,7 @@ class TokenDistillation(Task):
         return [data.images.ids[i] for i in data.image_of[raw.indices]]
 
     def accuracy(self, model: nn.Module) -> float:
-        """Return the share of right answers on a sample of the validation examples, 0–1."""
+        """Return the fraction of correct answers on a sample of the validation examples, 0–1."""
         shown = subset(self.split.val, _VAL_EXAMPLES)
         student = self.model.student.eval()
         return accuracy(student, self.reader, shown, frozen=self.config.freeze_backbone)

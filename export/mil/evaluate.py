@@ -21,7 +21,7 @@ from edgekd.export.mil.ops import OPS
 from edgekd.export.mil.program import MilProgram, Op, Ref
 
 Arithmetic = Literal["declared", "float32"]
-"""Round every result to its declared type, or keep all of them in float32 to see what the numbers should be."""
+"""Whether to round every result to its declared type, or to keep all of them in float32 as a reference."""
 Watch = Callable[[tuple[Tensor, ...]], Tensor]
 """Measures the outputs of an operation; its result is collected under the operation's name."""
 _BATCH = 8

@@ -1,1 +1,1 @@
-"""INT8: how each target writes it, and the search for the layers that stay in float."""
+"""INT8: calibration, one quantization scheme per target, and the search for layers to keep in float."""

@@ -1,7 +1,7 @@
-"""The ranges of a model's activations on calibration images: what INT8 spreads its 256 steps over.
+"""Calibration: the ranges of a model's activations on calibration images.
 
-Two passes at most: the extremes, taken inside the graph, and for the calibrators that cover less, so that the steps get
-finer, one histogram per tensor. Memory does not grow with the number of images.
+There are at most two passes: one for the extremes, computed inside the graph, and one for a histogram per tensor, for
+calibrators that clip outliers. Memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ Means = dict[str, NDArray[np.float64]]
 """Tensor name → mean of each channel over images and places, float64 `[C]`."""
 
 BINS = 4096
-"""Of a histogram, to each side of 0."""
+"""Bins of a histogram on each side of 0."""
 PERCENTILE = 99.99
 """Share of the values that `percentile` covers, in percent."""
-_ENTROPY_BINS = 1024  # to both sides together; the search costs the square of it
+_ENTROPY_BINS = 1024  # on both sides together; the cost of the search is quadratic in it
 _ENTROPY_LEVELS = 128
 _SHRINK, _TRIALS = 0.93, 80  # of a range, down to 0.3 % of it
 _BATCH = 8
 _WHOLE = 2
-"""Images at a time where every activation leaves the graph: 100 MB of them and more at 224 px."""
+"""Batch size when all activations are outputs of the graph, which take more than 100 MB at 224 px."""
 
 
 def check_calibration(calibration: NDArray[np.uint8]) -> None:
@@ -50,7 +50,7 @@ def check_calibration(calibration: NDArray[np.uint8]) -> None:
     alike = (calibration == calibration[0]).all()
     if alike and (len(calibration) > 1 or np.ptp(calibration[0]) == 0):
         raise EdgekdError(
-            "All calibration images are alike, so the activations' ranges would be wrong.",
+            "All calibration images are alike, so the ranges of activations would be wrong.",
             "Give real and varied images, 200 or more.",
         )
 
@@ -86,7 +86,7 @@ def observe(
     wanted = []
 
     def reduce(op: str, inputs: list[str], shape: list[int] | None) -> None:
-        # Last in the graph: every tensor that is read exists by then.
+        # Last in the graph, after all the tensors exist.
         wanted.append(f"{inputs[0]}/{op}")
         graph.node.append(helper.make_node(op, inputs, wanted[-1:], keepdims=0))
         graph.output.append(
@@ -127,11 +127,11 @@ def refuse_infinite(ranges: Ranges) -> None:
 def lost_by_rounding(
     weight: NDArray[Any], scales: NDArray[Any], means: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return what rounding a layer's weights takes from each of its outputs on average, float64 `[O]`.
+    """Return the average shift of each output of a layer by rounding its weights, float64 `[O]`.
 
     Args:
-        weight: `[O, I, …]`, of a grouped layer with the inputs of one group.
-        scales: `[O]`, the step of each output's weights.
+        weight: `[O, I, …]`; for a grouped layer, I are the inputs of one group.
+        scales: `[O]`, the scale of the weights of each output.
         means: `[I · groups]`, the mean of each input.
     """
     outputs, groups = len(weight), len(means) // weight.shape[1]
@@ -146,13 +146,13 @@ def lost_by_rounding(
 def narrowed(
     counts: Mapping[str, NDArray[np.int64]], extremes: Ranges, calibrator: str, *, symmetric: bool
 ) -> Ranges:
-    """Return `extremes` as a calibrator other than `minmax` narrows them by the histograms of `counted`."""
+    """Return `extremes` narrowed by a calibrator other than `minmax`, with the histograms of `counted`."""
     ranges: Ranges = {}
     for name, seen in counts.items():
         low, high = extremes[name]
         if seen.any():
             found = METHODS[calibrator](seen, reach(low, high), symmetric)
-            # The histogram is symmetric about 0, the tensor seldom is: never wider than what was seen.
+            # The histogram is symmetric about 0 and the tensor seldom is, so clip to the extremes.
             low = np.asarray(max(float(low), found[0]), np.float32)
             high = np.asarray(min(float(high), found[1]), np.float32)
         ranges[name] = (low, high)
@@ -185,7 +185,7 @@ def counted(
         for name, value in some.items():
             if (limit := reach(*extremes[name])) > 0:
                 scaled = np.floor(value.reshape(-1) * np.float32(BINS / limit))
-                # The largest value, and a last digit that differs from the first pass, would fall outside.
+                # The largest value, possibly with another last digit than in the first pass, would be outside.
                 places = np.clip(scaled.astype(np.intp) + BINS, 0, 2 * BINS - 1)
                 counts[name] += np.bincount(places, minlength=2 * BINS)
     return counts
@@ -197,13 +197,13 @@ def reach(low: NDArray[np.float32], high: NDArray[np.float32]) -> float:
 
 
 def percentile(counts: NDArray[np.int64], reach: float, symmetric: bool) -> tuple[float, float]:
-    """Cover `PERCENTILE` of the values: the same share is cut at both ends, or with `symmetric` of the absolute values.
+    """Return the range of `PERCENTILE` of the values, clipped equally at both ends, or of the absolute values.
 
     Args:
         counts: int64 `[2 · BINS]` over −reach to reach.
 
     Returns:
-        Lowest and highest value to cover; linear within a bin.
+        Minimum and maximum of the range, interpolated within a bin.
     """
     cut = 1 - PERCENTILE / 100
     if symmetric:
@@ -214,10 +214,10 @@ def percentile(counts: NDArray[np.int64], reach: float, symmetric: bool) -> tupl
 
 
 def entropy(counts: NDArray[np.int64], reach: float, symmetric: bool) -> tuple[float, float]:
-    """Return the range around 0 whose 128 steps lose the least information: ONNX Runtime's search, after TensorRT's.
+    """Return the symmetric range with the smallest loss of information, as in ONNX Runtime and TensorRT.
 
-    It minimises the Kullback-Leibler divergence between the clipped histogram and its coarser self (S. Migacz, 8-bit
-    inference with TensorRT, GTC 2017). Arguments and result as for `percentile`; it is symmetric in any case.
+    It minimises the Kullback-Leibler divergence between the clipped histogram and its quantized version (S. Migacz,
+    8-bit inference with TensorRT, GTC 2017). Arguments and result as for `percentile`.
     """
     coarse = counts.reshape(_ENTROPY_BINS, -1).sum(axis=1)
     edges = np.linspace(-reach, reach, _ENTROPY_BINS + 1)
@@ -257,7 +257,7 @@ def rounding_error(
     *,
     symmetric: bool,
 ) -> float:
-    """Return the sum of `weights · (value − dequantized value)²`, of int8 around 0 or of uint8 with a zero point."""
+    """Return the sum of `weights · (value − dequantized value)²` for symmetric int8 or for uint8 with a zero point."""
     step = (high / 127 if symmetric else (high - low) / 255) or 1.0
     least = -128 if symmetric else -round(-low / step)
     covered = np.clip(np.round(values / step), least, least + 255) * step
@@ -269,11 +269,11 @@ METHODS: dict[str, Callable[[NDArray[np.int64], float, bool], tuple[float, float
     "entropy": entropy,
     "mse": mse,
 }
-"""Every calibrator but `minmax`, which needs no histogram."""
+"""All calibrators except `minmax`, which needs no histogram."""
 
 
 def _quantile(counts: NDArray[np.int64], share: float) -> float:
-    """Return where in 0–1 of the histogram's width `share` of the counts lies to the left."""
+    """Return the `share` quantile of the counts as a position in 0–1 of the histogram's width."""
     below = np.concatenate([[0], np.cumsum(counts)])
     place = np.searchsorted(below, share * below[-1], side="left")
     bin_ = max(int(place) - 1, 0)
@@ -286,7 +286,7 @@ def _run(
 ) -> Iterator[list[NDArray[np.float32]]]:
     """Yield the tensors `wanted` of `model`, batch by batch."""
     options = onnxruntime.SessionOptions()
-    # Every core, but no spinning: with a busy neighbour, waiting threads that spin cost minutes.
+    # All cores without spinning, since spinning threads waste minutes on a busy machine.
     options.intra_op_num_threads = usable_cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3

@@ -1,8 +1,8 @@
-"""The FP32 graph in the form that int8 kernels run fast, with the same outputs.
+"""Rewrite an FP32 graph for fast int8 kernels, without changing its outputs.
 
-Means over height and width become GlobalAveragePool, which ONNX Runtime has in int8. Depthwise convolutions get zero
-channels up to a multiple of 16: their int8 kernels work on 16 channels at a time, and others fall into code that is
-several times slower. Padded channels are zero, or are read with zero weights, so the results stay the same.
+Means over height and width become GlobalAveragePool, for which ONNX Runtime has an int8 kernel. Depthwise convolutions
+are padded with zero channels to a multiple of 16, since their int8 kernels process 16 channels at a time and other
+numbers use code that is several times slower. Padded channels are zero, or have zero weights, so results do not change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scipy.cluster.hierarchy import DisjointSet
 from edgekd.export.onnx.graphs import Graph, attribute, replace_nodes, set_attribute
 
 LANES = 16
-"""Channels that one step of the depthwise int8 kernels takes."""
+"""Number of channels per step of the depthwise int8 kernels."""
 _SAME_CHANNELS = (
     "AveragePool", "Clip", "Elu", "Gelu", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool",
     "Relu", "Sigmoid",
@@ -23,7 +23,7 @@ _SAME_CHANNELS = (
 
 
 def integer_form(model: onnx.ModelProto, *, padded: bool = True) -> onnx.ModelProto:
-    """Return a copy of `model`, an FP32 file, in the form that int8 kernels run fast; `padded` with zero channels."""
+    """Return a copy of `model`, an FP32 file, for fast int8 kernels; `padded` adds zero channels."""
     copy = _pooled(model)
     if padded and _pad_depthwise(copy):
         del copy.graph.value_info[:]
@@ -90,7 +90,7 @@ def _pad_depthwise(model: onnx.ModelProto) -> bool:
 
 
 def _same_channels(graph: Graph, node: NodeProto) -> tuple[list[str], list[str]]:
-    """Return which of a node's tensors have the same channels, and which cannot get more of them."""
+    """Return the tensors of a node that share their channels, and those whose channels cannot be padded."""
     data = graph.activations(node)
     if node.op_type in _SAME_CHANNELS:
         return [node.input[0], node.output[0]], []
@@ -114,7 +114,7 @@ def _is_depthwise(graph: Graph, node: NodeProto) -> bool:
 
 
 def _pad_conv(graph: Graph, node: NodeProto, before: int, after: int) -> None:
-    """Give a convolution `before` more input channels and `after` more output channels, with zero weights."""
+    """Add `before` input channels and `after` output channels with zero weights to a convolution."""
     if not before and not after:
         return
     depthwise = _is_depthwise(graph, node)

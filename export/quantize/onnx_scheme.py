@@ -1,4 +1,4 @@
-"""What the INT8 schemes of ONNX files share: calibration, bias correction, errors and names of layers."""
+"""Base of the INT8 schemes for ONNX files: calibration, bias correction, errors and names of layers."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _BIASED_OPS = {"Conv": (0, 2, 3), "Gemm": (0,)}  # the axes of the input that a 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """An FP32 model and all that is known about it before anything is quantized."""
+    """A calibrated FP32 model."""
 
     model: onnx.ModelProto
     ranges: Ranges
     means: Means
-    """Of the inputs of layers with a bias."""
+    """Means of the inputs of layers with a bias."""
     in_float: tuple[str, ...]
-    """Nodes that stay in float whatever else is chosen."""
+    """Nodes that always stay in float."""
     images: int
     calibrator: Calibrator
 
@@ -53,21 +53,21 @@ class OnnxScheme(Scheme[Calibrated]):
 
     method: ClassVar[str]
     ops: ClassVar[tuple[str, ...]]
-    """Types of the nodes around which activations are rounded."""
+    """Types of the nodes whose inputs and outputs are quantized."""
     symmetric: ClassVar[bool]
-    """Whether the steps of activations lie evenly to both sides of 0."""
+    """Whether activations are quantized symmetrically."""
 
     @abstractmethod
     def prepare(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Return the FP32 model in the form that is quantized, with its shapes inferred."""
+        """Return the FP32 model rewritten for quantization, with inferred shapes."""
 
     @abstractmethod
     def float_nodes(self, graph: Graph) -> list[str]:
-        """Return the names of the nodes that stay in float in any case."""
+        """Return the names of the nodes that always stay in float."""
 
     @abstractmethod
     def weight_scales(self, node: NodeProto, weight: NDArray[Any]) -> WeightScales | None:
-        """Return how a layer's weight is rounded; None for one that stays in float."""
+        """Return the scales of a layer's weight; None if it stays in float."""
 
     @abstractmethod
     def quantized(
@@ -79,14 +79,14 @@ class OnnxScheme(Scheme[Calibrated]):
     def insert_pairs(
         self, model: onnx.ModelProto, calibrated: Calibrated, in_float: Collection[str]
     ) -> onnx.ModelProto:
-        """Return `model`, which may be changed in place, with Q/DQ pairs around what is quantized."""
+        """Return `model`, possibly changed in place, with Q/DQ pairs."""
 
     def observed(self, graph: Graph, near: list[str]) -> list[str]:
-        """Return the activations whose extremes are measured, among them `near`, those that are rounded."""
+        """Return the activations to measure, including the quantized ones, `near`."""
         return near
 
     def check_extremes(self, extremes: Ranges) -> None:
-        """Refuse activations that the file could not hold."""
+        """Refuse activations out of the range of the file."""
 
     def calibrate(
         self, fp32: Path, images: NDArray[np.uint8], calibrator: Calibrator = "minmax"
@@ -146,7 +146,7 @@ def averaged_inputs(graph: Graph, in_float: Collection[str]) -> dict[str, tuple[
 
 
 def correct_biases(graph: Graph, means: Means, scales: Mapping[str, WeightScales]) -> int:
-    """Add to each bias what rounding the weights takes away on average, in place; return the number of such biases.
+    """Correct each bias for the average shift of rounding the weights, in place; return the number of biases.
 
     A depthwise kernel has nine weights per channel, so their rounding errors do not average out: every output of the
     channel moves by the error's sum times the mean input. That mean is taken on the calibration images (M. Nagel et
@@ -195,7 +195,7 @@ def between_tokens(graph: Graph) -> list[str]:
 
 
 def group_names(graph: Graph, leads: Collection[NodeProto]) -> dict[str, str]:
-    """Return leading node → its name for people."""
+    """Return leading node → readable name."""
     bias = {  # of a product of tokens, which is added apart
         name: constant
         for node in graph.proto.node

@@ -1,6 +1,6 @@
 """INT8 for ONNX Runtime on CPU: static Q/DQ, activations uint8 per tensor, weights int8 per output channel.
 
-What stays in float costs accuracy when quantized and saves no time: the pixel normalisation, the first convolution, the
+Parts that would lose accuracy without saving time stay in float: the pixel normalisation, the first convolution, the
 additions between tokens, and the logits. Biases are corrected for the rounding of the weights.
 """
 
@@ -31,7 +31,7 @@ from edgekd.export.quantize.onnx_scheme import (
 from edgekd.export.quantize.search import Group
 
 _STEM_CHANNELS, _STEM_WEIGHTS = 4, 8192
-"""At most, of a first convolution that stays in float."""
+"""Maximum input channels and weights of a first convolution that stays in float."""
 _LEADING_OPS = (*WEIGHTED_OPS, "Add", "Concat")
 Pairs = Literal["none", "neighbours", "any"]
 
@@ -51,10 +51,10 @@ class OnnxRuntimeInt8(OnnxScheme):
         return integer_form(model, padded=self.padded)
 
     def float_nodes(self, graph: Graph) -> list[str]:
-        """Return what is named above, and the first layer where it is a small convolution of the image.
+        """Return the nodes listed above, and the first layer if it is a small convolution of the image.
 
-        That is two to three times faster in float than the int8 kernel with 3 channels. Rounding around additions of
-        tokens would keep ONNX Runtime from adding in float what its int8 product gives in float.
+        With 3 channels it is two to three times faster in float than in int8. Quantizing additions of tokens would
+        prevent ONNX Runtime from adding the float outputs of its int8 products in float.
         """
         ahead, nodes = ahead_of_layers(graph), graph.proto.node
         stem = nodes[len(ahead)] if len(ahead) < len(nodes) else None
@@ -87,7 +87,7 @@ class OnnxRuntimeInt8(OnnxScheme):
         return model
 
     def groups(self, calibrated: Calibrated) -> list[Group]:
-        """Return layers and additions, each with the activations, pools and products behind it."""
+        """Return layers and additions, each with the activations, pools and products after it."""
         taken = self.quantized(calibrated.model, calibrated, ())
         groups: list[tuple[NodeProto, list[str]]] = []
         after: dict[str, list[str]] = {}  # tensor → the nodes of the group that computes it
@@ -116,9 +116,9 @@ class OnnxRuntimeInt8(OnnxScheme):
 def safe_scales(rows: NDArray[np.float32], *, pairs: Pairs) -> NDArray[np.float32]:
     """Return the scale of each output channel's int8 weights, so that no pair of products overflows 16 bits.
 
-    Processors without VNNI add two u8 × s8 products in 16 bits, saturating: 255 · |a + b| must stay below 32768, or
-    the model is ruined there without a word. Reducing all weights to 7 bits guarantees that and costs accuracy
-    everywhere; this widens only the channels where two weights of one sign meet. Opposite signs cannot overflow.
+    Processors without VNNI add two u8 × s8 products in 16 bits with saturation, so 255 · |a + b| must stay below 32768,
+    or results are silently wrong. Reducing all weights to 7 bits would guarantee that, but lose accuracy everywhere.
+    This increases the scale only for channels where two weights of the same sign meet. Opposite signs cannot overflow.
 
     Args:
         rows: float32 `[channels, K]`, in the order in which the products are summed.

@@ -1,7 +1,7 @@
-"""INT8 for OpenVINO: NNCF rounds everything once, and what costs too much is reverted to float, operation by operation.
+"""INT8 for OpenVINO: NNCF quantizes the model once, and costly operations are reverted to float.
 
-A reverted operation is as if NNCF had left it alone: it reads unrounded inputs, the weights of the float model, and its
-bias as it was before NNCF corrected it. That takes a second, where quantizing again takes half a minute.
+A reverted operation is the same as if NNCF had ignored it: it has unquantized inputs, the weights of the float model,
+and its original bias. Reverting takes a second, while quantizing again takes half a minute.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from edgekd.targets.openvino import load_openvino, reason_of
 
 _WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
 _BETWEEN = ("Reshape", "Convert")
-"""What may lie between a layer and its constants."""
+"""Operations between a layer and its constants."""
 _MOVING = ("Gather", "Reshape", "Slice", "Split", "Squeeze", "StridedSlice", "Transpose",
            "Unsqueeze", "VariadicSplit")  # fmt: skip
-"""What computes nothing: 8 bits in, the same 8 bits out."""
+"""Operations that only move values."""
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """A model before and after NNCF; what both hold goes by the same names."""
+    """A model before and after NNCF, with the same names."""
 
     full: Any
     model: Any
@@ -47,7 +47,7 @@ class OpenVinoInt8(Scheme[Rounded]):
     Args:
         metadata: for the files.
         feed: uint8 `[B, H, W, 3]` → the model's input.
-        embeds: whether what comes behind the last layer makes an embedding's length 1, and so stays in float.
+        embeds: whether the model ends in an embedding, whose final normalisation stays in float.
     """
 
     rest = "fp16"
@@ -71,10 +71,10 @@ class OpenVinoInt8(Scheme[Rounded]):
         attends = any(node.get_type_name() == "Softmax" for node in model.get_ordered_ops())
         behind = _behind_last_layer(model) if self.embeds else []
         advanced = nncf.AdvancedQuantizationParameters(
-            # NNCF's own choice averages the extremes of the images and cuts off what gates rarely reach: on the toy
-            # mobilenetv3 the logits' error was 25 times as large (docs/measurements.md).
+            # NNCF's default averages the extremes of the images and clips rare values of gates: on the toy mobilenetv3
+            # the error of the logits was 25 times as large (docs/measurements.md).
             activations_range_estimator_params=ranges.MINMAX,
-            # Smoothing changes weights, which could then not be reverted.
+            # Smoothing would change weights, which could then not be reverted.
             smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
         )
         try:
@@ -82,10 +82,10 @@ class OpenVinoInt8(Scheme[Rounded]):
                 rounded = nncf.quantize(
                     model.clone(),
                     nncf.Dataset([images[i : i + 1] for i in range(len(images))], self.feed),
-                    # Asymmetric activations: HardSwish goes below 0, by little.
+                    # Asymmetric activations, since HardSwish is slightly negative.
                     preset=nncf.QuantizationPreset.MIXED,
                     target_device=nncf.TargetDevice.CPU,
-                    # Leaves layer norms and the stream of tokens in float: on a toy vit_tiny the logits' error was 30
+                    # Keeps layer norms and the token stream in float: on a toy vit_tiny the error of the logits was 30
                     # to 200 times as large without it, and the file slower (docs/measurements.md).
                     model_type=nncf.ModelType.TRANSFORMER if attends else None,
                     subset_size=len(images),
@@ -123,7 +123,7 @@ class OpenVinoInt8(Scheme[Rounded]):
         }
 
     def groups(self, calibrated: Rounded) -> list[Group]:
-        """Return every operation that computes with something rounded, with what moves its rounded inputs there."""
+        """Return every operation with quantized inputs, with the operations that move these inputs."""
         full = _by_name(calibrated.full)
         found, last = [], ""
         for node in calibrated.model.get_ordered_ops():
@@ -144,7 +144,7 @@ class OpenVinoInt8(Scheme[Rounded]):
 
 
 def revert_to_float(model: Any, full: Any, names: Collection[str]) -> None:
-    """Let the operations `names` of `model`, which NNCF made of `full`, compute in float again, in place."""
+    """Revert the operations `names` of `model`, the quantized version of `full`, to float, in place."""
     before, wanted = _by_name(full), set(names)
     for node in model.get_ordered_ops():
         if node.get_friendly_name() not in wanted:
@@ -154,7 +154,7 @@ def revert_to_float(model: Any, full: Any, names: Collection[str]) -> None:
             source = node.input_value(place)
             if _is_rounded(source):
                 node.input(place).replace_source_output(source.get_node().input_value(0))
-            else:  # weights that NNCF has stored as integers
+            else:  # weights stored as integers
                 weight = _copy(_constant(original.input_value(place)))
                 node.input(place).replace_source_output(weight.output(0))
         for bias, as_it_was in _biases(node, before):
@@ -164,7 +164,7 @@ def revert_to_float(model: Any, full: Any, names: Collection[str]) -> None:
 
 
 def layers_in_float(model: Any) -> list[str]:
-    """Return the names of the weighted operations that read nothing rounded, sorted."""
+    """Return the sorted names of the weighted operations without quantized inputs."""
     return sorted(
         node.get_friendly_name()
         for node in _layers(model)
@@ -183,7 +183,7 @@ def import_nncf() -> Any:
 
 
 def _refuse_not_finite(model: Any) -> None:
-    """Refuse diverged weights: they would give ranges of NaN, and NNCF goes on without a word."""
+    """Refuse diverged weights, which would give NaN ranges without an error of NNCF."""
     constants = [n for n in model.get_ordered_ops() if n.get_type_name() == "Constant"]
     if not all(np.isfinite(n.data).all() for n in constants if n.data.dtype == np.float32):
         raise EdgekdError(
@@ -193,7 +193,7 @@ def _refuse_not_finite(model: Any) -> None:
 
 
 def _behind_last_layer(model: Any) -> list[str]:
-    """Return what makes an embedding's length 1, which NNCF would round to 8 bits as well."""
+    """Return the operations that normalise an embedding, which NNCF would also quantize."""
     behind: list[str] = []
     for node in model.get_ordered_ops():
         if node.get_type_name() in _WEIGHTED:
@@ -212,7 +212,7 @@ def _by_name(model: Any) -> dict[str, Any]:
 
 
 def _rounded_inputs(node: Any, original: Any) -> list[int]:
-    """Return the inputs of `node` that NNCF has rounded, or stored as integers, since `original`."""
+    """Return the inputs of `node` that NNCF has quantized compared with `original`."""
     places = []
     for place in range(node.get_input_size()):
         was = _constant(original.input_value(place))
@@ -227,7 +227,7 @@ def _is_rounded(value: Any) -> bool:
 
 
 def _movers(node: Any) -> list[str]:
-    """Return the names of the moving operations that bring `node` what is rounded, those that read it first-hand."""
+    """Return the names of the moving operations between quantized values and `node`."""
     found = []
     for place in range(node.get_input_size()):
         source = node.input_value(place).get_node()
@@ -239,7 +239,7 @@ def _movers(node: Any) -> list[str]:
 
 
 def _added(node: Any) -> list[tuple[Any, int]]:
-    """Return the additions that read `node`, each with the place of its other input."""
+    """Return the additions of the output of `node`, each with the index of its other input."""
     readers = node.output(0).get_target_inputs()
     return [
         (reader.get_node(), 1 - reader.get_index())
@@ -249,7 +249,7 @@ def _added(node: Any) -> list[tuple[Any, int]]:
 
 
 def _biases(node: Any, before: Mapping[str, Any]) -> list[tuple[Any, Any]]:
-    """Return the constants that are added to what `node` computes, each with the original one."""
+    """Return the constants that are added to the output of `node`, each with its original."""
     found = []
     for adder, place in _added(node):
         original = before.get(adder.get_friendly_name())
@@ -261,7 +261,7 @@ def _biases(node: Any, before: Mapping[str, Any]) -> list[tuple[Any, Any]]:
 
 
 def _constant(value: Any) -> Any | None:
-    """Return the float32 constant that a value is, whatever shape it was brought to."""
+    """Return the float32 constant behind a value, ignoring reshapes."""
     node = value.get_node()
     while node.get_type_name() in _BETWEEN:
         node = node.input_value(0).get_node()

@@ -1,13 +1,12 @@
-"""Q/DQ pairs where ONNX Runtime fuses them with their neighbours to one integer operator.
+"""Insert Q/DQ pairs where ONNX Runtime fuses them with their neighbours into integer operators.
 
-Activations are uint8 per tensor, weights int8 per output channel, biases int32. Activation functions cost as little as
-the arithmetic of uint8 allows:
+Activations are uint8 per tensor, weights int8 per output channel, biases int32. Activation functions become cheap:
 
-- Relu and Clip vanish: the QuantizeLinear behind them saturates at their ends.
-- HardSigmoid vanishes: with 3 more on the bias before it, a QuantizeLinear over 0 to 6 is its clip, and a
+- Relu and Clip are removed: the QuantizeLinear after them saturates at their limits.
+- HardSigmoid is removed: with 3 added to the bias before it, a QuantizeLinear over 0 to 6 does its clip, and a
   DequantizeLinear with a sixth of that scale gives 0 to 1.
-- HardSwish, x · clip(x + 3, 0, 6) / 6, is one multiplication: its input is stored over −3 to its maximum, so that the
-  lower clip is the saturation, and the same bytes, read with zero point 0, are x + 3; the upper clip is a Clip of
+- HardSwish, x · clip(x + 3, 0, 6) / 6, becomes one multiplication: its input is stored over −3 to its maximum, so that
+  saturation does the lower clip, and the same bytes, read with zero point 0, are x + 3. The upper clip is a Clip of
   bytes.
 """
 
@@ -33,31 +32,31 @@ from edgekd.export.onnx.graphs import (
 from edgekd.export.quantize.calibration import Ranges
 
 SATURATING_OPS = ("Relu", "Clip")
-"""What a QuantizeLinear does by itself."""
+"""Operators that the saturation of a QuantizeLinear replaces."""
 MOVING_OPS = ("Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-"""What leaves values as they are, so that bytes go through with their scale."""
+"""Operators that only move values, so that bytes keep their scale."""
 MAP_OPS = (
     "Add", "AveragePool", "Concat", "GlobalAveragePool", "HardSigmoid", "HardSwish", "Mul", "Sigmoid",
 )  # fmt: skip
-"""What has an int8 kernel that is faster than float, where its inputs are bytes already."""
+"""Operators with an int8 kernel that is faster than float if the inputs are bytes already."""
 INTEGER_OPS = (*WEIGHTED_OPS, *MAP_OPS, *SATURATING_OPS, *MOVING_OPS)
 _TOKENS = ("Concat", "Add", "Mul", "Sigmoid")
-"""Fast on maps `[B, C, H, W]`; between tokens ONNX Runtime adds in float what its products give in float."""
+"""Operators that are quantized only on maps `[B, C, H, W]`, since ONNX Runtime's int8 products give float tokens."""
 
 WeightScaling = Callable[[NodeProto, NDArray[np.float32]], tuple[int, NDArray[Any]] | None]
-"""Node and its float weight → the axis of its output channels and one scale for each; None where it stays float."""
+"""Node and its float weight → axis of its output channels and their scales; None if it stays float."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """How bytes stand for numbers: `scale · (byte − zero)`."""
+    """Scale and zero point of bytes: `scale · (byte − zero)`."""
 
     scale: np.float32
     zero: int
 
     @classmethod
     def over(cls, low: float, high: float) -> Steps:
-        """Return the 256 steps over `low` to `high` and 0, which is one of them."""
+        """Return the 256 steps over `low` to `high`, extended to include 0 exactly."""
         low, high = min(float(low), 0.0), max(float(high), 0.0)
         scale = np.float32((high - low) / 255) if high > low else np.float32(1)
         if not scale > 0:  # below float32's numbers
@@ -67,19 +66,19 @@ class Steps:
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a graph becomes integer."""
+    """The parts of a graph to quantize."""
 
     taken: dict[str, NodeProto]
-    """By name, in graph order."""
+    """Nodes to quantize, by name, in graph order."""
     rounded: frozenset[str]
-    """Activations that are stored as bytes; those that a saturating activation function is taken into are not."""
+    """Activations to store as bytes, without those before a fused activation function."""
 
 
 def plan(model: onnx.ModelProto, in_float: Collection[str]) -> Plan:
-    """Return what of `model` becomes integer when the nodes `in_float` do not.
+    """Return the parts of `model` to quantize, except the nodes `in_float`.
 
-    Layers do, and what lies between them where an int8 kernel exists and its inputs are bytes already: everything else
-    would be converted there and back.
+    These are the layers, and operators between them with an int8 kernel and inputs that are bytes already. Other
+    operators would need conversions in both directions.
     """
     graph = Graph(model)
     nodes = {
@@ -108,7 +107,7 @@ def _is_layer(graph: Graph, node: NodeProto) -> bool:
 
 
 def _fits(graph: Graph, node: NodeProto, rounded: set[str], taken: Mapping[str, NodeProto]) -> bool:
-    """Return whether bytes go in, and the node works on them."""
+    """Return whether the inputs of a node are bytes and it has an int8 kernel for them."""
     if node.op_type not in INTEGER_OPS or node.op_type in WEIGHTED_OPS:
         return False
     data = graph.activations(node)
@@ -129,17 +128,17 @@ def _fits(graph: Graph, node: NodeProto, rounded: set[str], taken: Mapping[str, 
 
 
 def quantize(model: onnx.ModelProto, ranges: Ranges, chosen: Plan, scaling: WeightScaling) -> None:
-    """Put Q/DQ pairs into `model` around what was `chosen`, in place.
+    """Insert the Q/DQ pairs of the plan `chosen` into `model`, in place.
 
     Args:
-        ranges: extremes of every activation that becomes bytes.
+        ranges: extremes of every quantized activation.
     """
     _Writer(model, ranges, chosen, scaling).write()
     drop_unused(model)
 
 
 class _Writer:
-    """Walks the graph once; what is written lands in a new list of nodes."""
+    """Writes the quantized nodes in one pass over the graph."""
 
     def __init__(
         self, model: onnx.ModelProto, ranges: Ranges, chosen: Plan, scaling: WeightScaling
@@ -148,9 +147,9 @@ class _Writer:
         self.taken, self.rounded = chosen.taken, chosen.rounded
         self.nodes: list[NodeProto] = []
         self.steps: dict[str, Steps] = {}
-        """Bytes of a tensor → how they are read."""
+        """Quantized tensor → its scale and zero point."""
         self.alias: dict[str, str] = {}
-        """Output of an operator that vanished → what stands for it."""
+        """Output of a removed operator → its replacement."""
         self.swished = {
             node.input[0]: node for node in self.taken.values() if node.op_type == "HardSwish"
         }
@@ -165,13 +164,13 @@ class _Writer:
                 self._round(one.name)
         for node in list(graph.proto.node):
             if node.op_type in SATURATING_OPS and node.name in self.taken:
-                continue  # its output is what the node before it writes
+                continue  # replaced by the output of the previous node
             self._emit(node)
         replace_nodes(graph.proto, self.nodes)
         del graph.proto.value_info[:]
 
     def _emit(self, node: NodeProto) -> None:
-        """Write one node and the pairs behind its outputs."""
+        """Write a node and the pairs after its outputs."""
         taken = node.name in self.taken
         if taken and node.op_type == "HardSigmoid":
             return  # the bytes of its input are read as its output
@@ -190,7 +189,7 @@ class _Writer:
                 self._round(last, source=node if taken and node.op_type in MOVING_OPS else None)
 
     def _behind(self, name: str) -> str:
-        """Return the output of the saturating operators behind a tensor, if they were taken."""
+        """Return the output of the saturating operators after a tensor, if they are fused."""
         while (reader := self.graph.only_reader(name)) is not None:
             if reader.op_type not in SATURATING_OPS or reader.name not in self.taken:
                 break
@@ -198,14 +197,14 @@ class _Writer:
         return name
 
     def _read(self, name: str) -> str:
-        """Return what a node reads in place of a tensor."""
+        """Return the name that replaces a tensor as an input."""
         return f"{name}/read" if name in self.steps else name
 
     def _round(self, name: str, source: NodeProto | None = None) -> None:
-        """Store a tensor as bytes, and read them.
+        """Quantize a tensor, and dequantize it.
 
         Args:
-            source: a moving operator that writes it, whose input gives the scale.
+            source: the moving operator that produces it, whose input has the scale.
         """
         gate, swish = self.gated.get(name), self.swished.get(name)
         if source is not None and source.input[0] in self.steps:
@@ -214,7 +213,7 @@ class _Writer:
             alpha = float(attribute(gate, "alpha", 0.2))
             steps = Steps(np.float32(1 / (255 * alpha)), 0)
         elif swish is not None:
-            # A whole number of steps from −3 to 0 makes reading with zero point 0 exactly 3 more.
+            # With a whole number of steps from −3 to 0, reading with zero point 0 adds exactly 3.
             count = max(int(765 / (max(float(self.ranges[name][1]), 0.0) + 3)), 1)
             steps = Steps(np.float32(3 / count), count)
         else:
@@ -237,7 +236,7 @@ class _Writer:
         self.nodes.append(helper.make_node(kind, [source, scale, zero], [output], name=output))
 
     def _swish(self, node: NodeProto, made: NodeProto) -> None:
-        """Turn HardSwish into a product of its input and the clipped bytes of its input."""
+        """Replace HardSwish by a product of its input and the clipped bytes of its input."""
         graph, source = self.graph, node.input[0]
         steps, stored = self.steps[source], f"{source}/bytes"
         if 2 * steps.zero < 255:
@@ -270,7 +269,7 @@ class _Writer:
             bias = (np.zeros(len(scales)) if bias is None else bias) + more
         rows = np.abs(np.moveaxis(weight, axis, 0)).reshape(len(scales), -1).max(axis=1)
         if bias is not None and len(graph.readers[node.input[1]]) == 1:
-            # An int32 bias has the product of both scales as its step, which a row of tiny weights makes too small.
+            # The scale of an int32 bias is the product of both scales, which is too small for a row of tiny weights.
             least = np.abs(bias) / float(self.steps[node.input[0]].scale) / 2.0**24
             scales = np.where(rows > 0, np.maximum(scales, least), np.where(least > 0, least, 1))
             scales = scales.astype(np.float32)
@@ -286,7 +285,7 @@ class _Writer:
     def _constant_pair(
         self, name: str, stored: NDArray[Any], scales: NDArray[np.float32], axis: int
     ) -> str:
-        """Write integers and what reads them; several layers may share them."""
+        """Store integers with a DequantizeLinear; several layers may share them."""
         if f"{name}/integers" not in self.graph.constants:
             self.nodes.append(self.graph.dequantizer(name, stored, scales.astype(np.float32), axis))
         return f"{name}/read"

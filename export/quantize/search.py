@@ -1,4 +1,4 @@
-"""INT8 within an accuracy budget: the groups that cost the most are reverted to float, as few as it takes.
+"""INT8 within an accuracy budget: revert as few groups as possible to float.
 
 Each group, a layer or an addition, is quantized alone and ranked by its effect on the logits, in domain and on
 corrupted images, so the unseen domain takes no part. Then the worst stay in float, as many as the budget needs:
@@ -28,41 +28,40 @@ from edgekd.core.predictor import Predictor, in_batches
 from edgekd.export.quantize.calibration import Calibrator
 
 C = TypeVar("C")
-"""All that is known about a model before a file is written."""
+"""A calibrated model."""
 ToLogits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 _RANKING = 16
-"""Images of each kind that rank a group: a logit error needs far fewer than an accuracy."""
+"""Number of images of each kind for ranking; a logit error needs far fewer images than an accuracy."""
 SEARCH_SECONDS = 300.0
-"""For ranking and for narrowing down how much stays in float."""
+"""Time limit of the ranking and the search."""
 _HARDLY = 0.25
-"""Share of the layers: with fewer in INT8, a file is hardly INT8 any more."""
+"""Share of INT8 layers below which a warning is printed."""
 _CHECKED, _SURELY = 256, 1.64
-"""Other images that the parity check then takes, and the standard errors for passing it 19 times in 20."""
+"""Number of images of the later parity check, and standard errors for a 95 % probability of passing it."""
 _NAMED = 8
-"""Groups in float that are named on the screen; `artifact.json` has them all."""
+"""Maximum number of printed groups in float; `artifact.json` has all of them."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Nodes that are quantized together or not at all: a layer or an addition, with what follows it.
+    """Nodes that are quantized together: a layer or an addition, with the operations after it.
 
-    Together the groups hold every operation that INT8 changes, so a file whose groups all stay in float is the FP32
-    file.
+    The groups include every operation that INT8 changes, so a file with all groups in float is the FP32 file.
     """
 
     name: str
-    """For people: the module whose weights it holds, the addition after such a module, or the node's own name."""
+    """Readable name: the module of its weights, the addition after such a module, or the node's own name."""
     nodes: tuple[str, ...]
     """Names of its nodes, the leading one first."""
     weighted: bool
-    """Whether it is a convolution or a matrix product, and so has multiplications to save."""
+    """Whether it is a convolution or a matrix product."""
 
 
 class Scheme(ABC, Generic[C]):
     """A quantization scheme."""
 
     rest: ClassVar[Precision]
-    """What the nodes in float compute in."""
+    """Precision of the nodes in float."""
 
     @abstractmethod
     def calibrate(self, fp32: Path, images: NDArray[np.uint8], calibrator: Calibrator) -> C:
@@ -76,7 +75,7 @@ class Scheme(ABC, Generic[C]):
         """Write the INT8 file, with the nodes named `in_float` in float.
 
         Returns:
-            For `artifact.json`: method, number of images, what stayed in float.
+            For `artifact.json`: method, number of images, layers in float.
         """
 
     def quantize(
@@ -87,33 +86,33 @@ class Scheme(ABC, Generic[C]):
 
     @abstractmethod
     def groups(self, calibrated: C) -> list[Group]:
-        """Return everything that `write` quantizes, in graph order; no node is in two groups."""
+        """Return the disjoint groups that `write` quantizes, in graph order."""
 
     @abstractmethod
     def open(self, path: Path) -> Predictor:
-        """Return the output of a file, logits or embeddings, on one thread."""
+        """Return a predictor for a file (logits or embeddings) on one thread."""
 
 
 @dataclass(frozen=True)
 class AccuracyBudget:
-    """What INT8 may cost, and the images that it is measured on."""
+    """Limits on the loss of INT8, and the images for measuring it."""
 
     pixels: NDArray[np.uint8]
-    """`[N, H, W, 3]`, validation images of the training domains, prepared."""
+    """`[N, H, W, 3]`, preprocessed validation images of the training domains."""
     labels: NDArray[np.int64]
     """`[N]`, their classes."""
     proxy: NDArray[np.uint8]
-    """`[N, H, W, 3]`, the same images corrupted: a stand-in for unseen domains made without them."""
+    """`[N, H, W, 3]`, the same images with corruptions, a proxy for unseen domains."""
     max_drop_id: float = math.inf
-    """Points of top-1 on `pixels`, against FP32."""
+    """Maximum loss of top-1 on `pixels` against FP32, in points."""
     max_drop_ood: float = math.inf
-    """Points of top-1 on `proxy`, against FP32."""
+    """Maximum loss of top-1 on `proxy` against FP32, in points."""
     search_seconds: float = SEARCH_SECONDS
     min_agreement: float = 0.0
-    """Share of all these images, 0–1, on which INT8 must predict FP32's class, as the parity check requires."""
+    """Minimum agreement with FP32 on all these images, 0–1, for the parity check."""
 
     def surely(self) -> AccuracyBudget:
-        """Return the same with as much agreement here as makes the check on other images likely to pass."""
+        """Return the budget with a higher agreement, so that the parity check on other images is likely to pass."""
         share = self.min_agreement
         images = len(self.pixels) + len(self.proxy)
         error = math.sqrt(share * (1 - share) * (1 / images + 1 / _CHECKED)) if share < 1 else 0.0
@@ -122,7 +121,7 @@ class AccuracyBudget:
 
 @dataclass(frozen=True)
 class Drops:
-    """What a file loses against FP32: points of top-1, and the share of images with the same class."""
+    """Loss of a file against FP32 in points of top-1, and the share of images with the same class."""
 
     id: float
     ood: float
@@ -147,7 +146,7 @@ def quantize_within(
     calibrator: Calibrator = "minmax",
     to_logits: ToLogits | None = None,
 ) -> dict[str, Any]:
-    """Write the INT8 file `out` with as few groups in float as keep it within `budget`.
+    """Write the INT8 file `out` with as few groups in float as possible within `budget`.
 
     `to_logits` makes logits of the output of a file that ends in an embedding. Returns as `Scheme.write`, and `mixed`:
     what stayed in float, the drops, and what they cost in MB. A drop below 0 that was requested is a `GateFailed`.
@@ -159,7 +158,7 @@ def quantize_within(
 
 
 class Search(Generic[C]):
-    """One search; `trials` is a folder for files on the way."""
+    """One search; `trials` is a folder for temporary files."""
 
     def __init__(
         self,
@@ -182,7 +181,7 @@ class Search(Generic[C]):
         described = scheme.write(self.calibrated, self.plain)
         drops = self.drops(self.plain)
         if drops.within(budget):
-            # Weights may lie beside the file under the same name.
+            # Weights may be next to the file under the same name.
             for part in self.plain.parent.glob(f"{self.plain.stem}.*"):
                 part.rename(out.with_suffix(part.suffix))
             say(f"int8: all layers pass the gate ({drops})")
@@ -202,7 +201,7 @@ class Search(Generic[C]):
         kept, drops, shortest = self._shortest_prefix(order, deadline)
         if not shortest:
             say(
-                "int8: the time ended before it was clear whether less in float would do (--search-seconds)"
+                "int8: the search stopped at its time limit; fewer groups in float might do (--search-seconds)"
             )
         seconds = round(time.monotonic() - started, 1)
         described = scheme.write(self.calibrated, out, in_float=_nodes(kept))
@@ -214,7 +213,7 @@ class Search(Generic[C]):
         }
 
     def rank(self, groups: Sequence[Group], deadline: float = math.inf) -> tuple[list[Group], int]:
-        """Return `groups`, the one with the largest effect on the logits first, and how many of them were ranked.
+        """Return `groups` by descending effect on the logits, and the number of ranked ones.
 
         The effect is the mean squared logit error with only this group quantized, over the variance of the logits; the
         larger of the two on ID and on corrupted images. One group is ranked in any case; those for which there is no
@@ -231,7 +230,7 @@ class Search(Generic[C]):
         return ranked + [group for group in groups if group not in effects], len(ranked)
 
     def drops(self, path: Path) -> Drops:
-        """Return what a file loses against FP32."""
+        """Return the loss of a file against FP32."""
         labels, pairs = self.budget.labels, zip(self.reference, self._logits(path), strict=True)
         lost, same = [], []
         for before, now in pairs:
@@ -250,7 +249,7 @@ class Search(Generic[C]):
         return max(errors)
 
     def _logits(self, path: Path, most: int | None = None) -> list[NDArray[np.float32]]:
-        """Return the logits of the first `most` images of each set; the file is opened once, which can be slow."""
+        """Return the logits of the first `most` images of each set; the file is opened once, since that can be slow."""
         run = self.scheme.open(path)
         sets = (self.budget.pixels, self.budget.proxy)
         return [self.to_logits(in_batches(run, images[:most])) for images in sets]
@@ -258,7 +257,7 @@ class Search(Generic[C]):
     def _shortest_prefix(
         self, order: Sequence[Group], deadline: float
     ) -> tuple[tuple[Group, ...], Drops, bool]:
-        """Return the shortest start of `order` that passes, by doubling and halving, and whether halving ended."""
+        """Return the shortest passing prefix of `order`, by doubling and bisection, and whether bisection finished."""
         budget = self.budget.surely()
 
         def tried(count: int) -> Drops:
@@ -269,7 +268,7 @@ class Search(Generic[C]):
         while not (drops := tried(passes)).within(budget):
             if passes == len(order):
                 raise GateFailed(
-                    f"The gate is out of reach: even with everything in float the file drops {drops}.",
+                    f"The limit cannot be met: even with everything in float the file loses {drops}.",
                     "Allow a larger drop; 0 is FP32's own accuracy.",
                 )
             fails, passes = passes, min(2 * passes, len(order))
@@ -293,8 +292,7 @@ class Search(Generic[C]):
         left = layers - sum(group.weighted for group in kept)
         if left < _HARDLY * layers:
             warn(
-                f"The file is hardly INT8 any more: {left or 'none'} of {layers} layers are. "
-                f"Take --{self.scheme.rest}, or allow a larger drop."
+                f"Only {left} of {layers} layers are in INT8. Use --{self.scheme.rest}, or allow a larger drop."
             )
 
     def _cost(self, out: Path) -> dict[str, Any]:

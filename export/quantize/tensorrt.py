@@ -1,10 +1,10 @@
-"""INT8 for TensorRT: explicit Q/DQ in the one form that its strongly typed networks take.
+"""INT8 for TensorRT: explicit Q/DQ for strongly typed networks.
 
-Everything quantized is signed, symmetric and has zero point 0: weights per output channel, activations per tensor.
-Biases stay float, and both sides of a residual addition are quantized. What is not quantized computes in half
-precision: a strongly typed network runs every layer in the file's own type, so a float32 remainder would cost
-more than INT8 gains, and TensorRT-RTX has no float32 matrix product for compute capability 7.5. Products of two
-activations, as in attention, are not quantized.
+All quantized values are signed and symmetric with zero point 0: weights per output channel, activations per tensor.
+Biases stay float, and both sides of a residual addition are quantized. The rest computes in half precision: a strongly
+typed network runs every layer in the type of the file, so float32 layers would cost more than INT8 gains, and
+TensorRT-RTX has no float32 matrix product for compute capability 7.5. Products of two activations, as in attention, are
+not quantized.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class TensorRtInt8(OnnxScheme):
                 if node.input[1] in graph.constants and node.input[0] in ranges:
                     chosen.append(node)
             elif node.op_type == "Add" and all(name in ranges for name in node.input):
-                # Two computed maps, one of them straight from a convolution.
+                # Two computed maps, one of them directly from a convolution.
                 sources = [graph.writer.get(name) for name in node.input]
                 if all(sources) and any(one and one.op_type == "Conv" for one in sources):
                     chosen.append(node)
@@ -108,8 +108,8 @@ class TensorRtInt8(OnnxScheme):
     ) -> onnx.ModelProto:
         """Return `model` in float16 with Q/DQ pairs around its weighted layers and residual additions.
 
-        Other readers of a quantized activation read it from the same pair, but for the nodes `in_float` and for an
-        addition of which one side alone is quantized: TensorRT would compute it in float.
+        Other consumers of a quantized activation use the same pair, except for the nodes `in_float` and additions with
+        only one quantized side, which TensorRT would compute in float.
         """
         half = to_half(model)
         del half.graph.value_info[:]  # they still name the old types
@@ -138,7 +138,7 @@ class TensorRtInt8(OnnxScheme):
         return sorted_nodes(half)
 
     def _store_weight(self, graph: Graph, node: NodeProto) -> None:
-        """Let a layer read its weight as int8."""
+        """Quantize the weight of a layer to int8."""
         name = node.input[1]
         node.input[1] = f"{name}/read"
         if f"{name}/integers" in graph.constants:  # shared with a layer before
@@ -149,7 +149,7 @@ class TensorRtInt8(OnnxScheme):
         graph.proto.node.append(graph.dequantizer(name, integers, scales, axis))
 
     def groups(self, calibrated: Calibrated) -> list[Group]:
-        """Return every layer and every addition, each a group of its own."""
+        """Return every layer and every addition as a separate group."""
         chosen = self.quantized(calibrated.model, calibrated, ())
         names = group_names(Graph(calibrated.model), chosen)
         return [
@@ -161,7 +161,7 @@ class TensorRtInt8(OnnxScheme):
 
 
 def int8_scales(largest: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Return `|x|max / 127` as float16, never below 2⁻²⁰: a scale of 0 is illegal, and its tensor is nearly 0."""
+    """Return `|x|max / 127` as float16, at least 2⁻²⁰, since a scale of 0 is illegal."""
     return np.maximum(largest.astype(np.float64) / 127, _FLOOR).astype(np.float16)
 
 

@@ -1,9 +1,9 @@
 """Rules of TensorRT for ONNX graphs, checked without TensorRT and without a GPU.
 
-The rules are those of TensorRT 11's explicit quantization, as its ONNX parser (onnx-tensorrt's
-`QuantDequantLinearHelper`) and NVIDIA's guide "Explicit Quantization" state them. Most break the build of an engine.
-Others are here because TensorRT goes on and computes something else: a uint8 zero point is read as int8 with a warning,
-a missing one (uint8 by ONNX's default) without any, and either ruins the model.
+The rules are those of TensorRT 11's explicit quantization, from its ONNX parser (onnx-tensorrt's
+`QuantDequantLinearHelper`) and NVIDIA's guide "Explicit Quantization". Breaking most of them fails the build of an
+engine. For others TensorRT silently computes something else: a uint8 zero point is read as int8 with a warning, and a
+missing one (uint8 by ONNX's default) without a warning. Both give wrong results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from onnx import NodeProto, TensorProto
 from edgekd.export.onnx.graphs import WEIGHTED_OPS, Graph, attribute, output_axis
 
 OPSETS = range(9, 26)
-"""What TensorRT 11's parser declares to support."""
+"""Opsets that TensorRT 11's parser supports."""
 
 # Operators of ONNX for which the parser of TensorRT-RTX 1.7 has no importer (`OnnxParser.supports_operator`).
 _ABSENT = (
@@ -38,7 +38,7 @@ _ONNX = ("", "ai.onnx")
 
 @dataclass(frozen=True)
 class Finding:
-    """One rule broken in one place."""
+    """A broken rule at a node."""
 
     node: str
     rule: str
@@ -54,7 +54,7 @@ Broken = Iterator[tuple[NodeProto | str, str, str]]
 
 
 def findings(model: onnx.ModelProto) -> list[Finding]:
-    """Return every broken rule of `model`, in graph order within each rule; empty where TensorRT takes it as meant."""
+    """Return every broken rule of `model`, in graph order within each rule; empty for a legal model."""
     graph, found = _QdqGraph(model), []
     for rule in _RULES:
         for place, name, reason in rule(graph):
@@ -65,7 +65,7 @@ def findings(model: onnx.ModelProto) -> list[Finding]:
 
 
 class _QdqGraph(Graph):
-    """A graph with what the rules need of its Q/DQ pairs."""
+    """A graph with look-ups for Q/DQ pairs."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__(model)
@@ -85,12 +85,12 @@ class _QdqGraph(Graph):
         return node if node is not None and node.op_type == op else None
 
     def origin(self, name: str) -> str | None:
-        """Return what a `DequantizeLinear` that writes `name` reads, through a `QuantizeLinear` in front; else None."""
+        """Return the source of a tensor that a `DequantizeLinear` writes, before its `QuantizeLinear`; else None."""
         dequantize = self.written_by(name, "DequantizeLinear")
         return None if dequantize is None else self.source(dequantize)
 
     def source(self, node: NodeProto) -> str:
-        """Return what a `DequantizeLinear` reads, through a `QuantizeLinear` in front; else its own input."""
+        """Return the source of a `DequantizeLinear`, before its `QuantizeLinear` if there is one."""
         quantize = self.written_by(node.input[0], "QuantizeLinear")
         if node.op_type == "DequantizeLinear" and quantize is not None:
             node = quantize

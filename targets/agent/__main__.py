@@ -1,7 +1,7 @@
 """The agent's command line: `python3 edgekd-agent.pyz VERB …`.
 
-A person needs `run JOB`, and with an artifact that ends in an embedding `classify` and `add`. The other verbs are
-called by `edgekd benchmark --device`, which reads one JSON object per line from standard output.
+Users need `run JOB`, and for an artifact that ends in an embedding `classify` and `add`. The other commands are called
+by `edgekd benchmark --device`, which reads one JSON object per line from standard output.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from edgekd.targets.bank_change import add_by_images, content, describe_last
 
 RESULT = "edgekd-result.npz"
 READY = "ready.npz"
-"""Entry of the journal: which engines were built."""
+"""Entry of the journal with the built engines."""
 USAGE = """usage: python3 edgekd-agent.pyz run JOB_FOLDER
        python3 edgekd-agent.pyz classify ARTIFACT_FOLDER IMAGE...
        python3 edgekd-agent.pyz add ARTIFACT_FOLDER CLASS_NAME IMAGE_OR_FOLDER..."""
 
 
 class _Killed(EdgekdError):
-    """The system ended the process of a step, most likely for its memory."""
+    """The system killed the process of a step, most likely because of its memory."""
 
 
 def main(arguments: list[str]) -> int:
-    """Return exit code 0, or 2 with a sentence about what the device's owner can mend."""
+    """Run the command line; return exit code 0, or 2 after an error message."""
     verbs = {"able": _able, "probe": _probe, "receive": _receive, "run": _run, "ready": _ready, "step": _step,
              "send": _send, "stop": _stop, "remove": _remove, "classify": _classify, "add": _add}  # fmt: skip
     needed = {"run": 1, "classify": 2, "add": 3}
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
         emit(error=_system_error(error))
         return 2
     except KeyboardInterrupt:
-        emit(error=["Stopped.", "Run the same command again: it goes on where it stopped."])
+        emit(error=["Stopped.", "Run the same command again to resume."])
         return 130
     return 0
 
@@ -66,17 +66,17 @@ def main(arguments: list[str]) -> int:
 def _system_error(error: OSError) -> list[str]:
     """Return message and hint for an error of the device's system."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "Free some and run the same command again; it goes on."
+        hint = "Free some space and run the same command again to resume."
         return ["The device has no space left.", hint]
     place = error.filename or "A file on the device"
     return [
         f"{place} cannot be used ({error.strerror or error}).",
-        "Check the path and its rights.",
+        "Check the path and its permissions.",
     ]
 
 
 def _able(arguments: list[str]) -> None:
-    """`able JSON`: for each described artifact, null or the reason why its runtime does not run here."""
+    """Run `able JSON`: emit for each described artifact null, or the reason why its runtime is not available."""
     found: list[list[str] | None] = []
     for artifact in parse_json(arguments[0]):
         try:
@@ -88,7 +88,7 @@ def _able(arguments: list[str]) -> None:
 
 
 def _probe(arguments: list[str]) -> None:
-    """`probe ROOT NAME…`: free space, and the SHA-256 or the partial size of each named file."""
+    """Run `probe ROOT NAME…`: emit free space, and the SHA-256 or the partial size of each named file."""
     root = Path(arguments[0])
     root.mkdir(parents=True, exist_ok=True)
     files: dict[str, Any] = {}
@@ -102,19 +102,19 @@ def _probe(arguments: list[str]) -> None:
 
 
 def _receive(arguments: list[str]) -> None:
-    """`receive ROOT NAME SIZE SHA256 < bytes`."""
+    """Run `receive ROOT NAME SIZE SHA256 < bytes`: store a file."""
     root, name, size, sha256 = arguments
     receive(Path(root), name, int(size), sha256, sys.stdin.buffer)
 
 
 def _send(arguments: list[str]) -> None:
-    """`send FILE > bytes`."""
+    """Run `send FILE > bytes`: write a file to standard output."""
     with open(arguments[0], "rb") as handle:
         shutil.copyfileobj(handle, sys.stdout.buffer)
 
 
 def _stop(arguments: list[str]) -> None:
-    """`stop JOB`: end the agent that works on it."""
+    """Run `stop JOB`: stop the agent that works on the job."""
     pid = holder(Path(arguments[0]))
     if pid is not None and hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError):
@@ -122,7 +122,7 @@ def _stop(arguments: list[str]) -> None:
 
 
 def _remove(arguments: list[str]) -> None:
-    """`remove ROOT NAME…`: folders and files that the agent's own command sent."""
+    """Run `remove ROOT NAME…`: remove folders and files that were sent by edgekd."""
     for name in arguments[1:]:
         path = inside(Path(arguments[0]), name)
         if path.is_dir():
@@ -131,11 +131,11 @@ def _remove(arguments: list[str]) -> None:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
         with contextlib.suppress(OSError):
-            path.parent.rmdir()  # only when nothing else lies there
+            path.parent.rmdir()  # only if it is empty
 
 
 def _run(arguments: list[str]) -> None:
-    """`run JOB [--stay] [--python WORD]…`: make every missing entry of the journal, then the result."""
+    """Run `run JOB [--stay] [--python WORD]…`: make every missing entry of the journal, then the result."""
     folder = Path(arguments[0]).resolve()
     words = [arguments[n + 1] for n, word in enumerate(arguments) if word == "--python"]
     command = [*(words or [sys.executable]), sys.argv[0]]
@@ -145,7 +145,7 @@ def _run(arguments: list[str]) -> None:
     with only_one(folder) as waiting:
         for second, _ in enumerate(waiting):
             if second == 0:
-                _say("an earlier agent is still at work on this; waiting for it")
+                _say("an earlier agent is still working on this job; waiting for it")
         done.mkdir(exist_ok=True)
         if not (done / "start.npz").exists():
             write_step(done / "start.npz", {}, machine.state())
@@ -167,7 +167,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _classify(arguments: list[str]) -> None:
-    """`classify ARTIFACT IMAGE…`: each image's most probable class."""
+    """Run `classify ARTIFACT IMAGE…`: print each image's most probable class."""
     model = open_model(Path(arguments[0]), threads=None)
     for name in arguments[1:]:
         encoded = content(Path(name))
@@ -181,7 +181,7 @@ def _classify(arguments: list[str]) -> None:
 
 
 def _add(arguments: list[str]) -> None:
-    """`add ARTIFACT NAME IMAGE_OR_FOLDER…`: add a class to the artifact."""
+    """Run `add ARTIFACT NAME IMAGE_OR_FOLDER…`: add a class to the artifact."""
     folder, name = Path(arguments[0]), arguments[1]
     session = open_model(folder, threads=None)
     bank = add_by_images(folder, name, [Path(place) for place in arguments[2:]], session)
@@ -189,7 +189,7 @@ def _add(arguments: list[str]) -> None:
 
 
 def _stay() -> None:
-    """Outlive a broken connection: the work goes on, and the next `run` waits for it."""
+    """Continue after a broken connection; the next `run` waits for this one."""
     if hasattr(os, "setsid"):
         with contextlib.suppress(OSError):
             os.setsid()
@@ -198,7 +198,7 @@ def _stay() -> None:
 
 
 def _child(command: list[str]) -> None:
-    """Run a verb of the agent in a fresh process, pass its messages on, and raise its error."""
+    """Run a command of the agent in a fresh process, forward its messages, and raise its error."""
     last, code, stderr = converse(command, _say)
     if "error" in last:
         raise EdgekdError(*last["error"])
@@ -223,7 +223,7 @@ def _ready(arguments: list[str]) -> None:
 
 
 def _step(arguments: list[str]) -> None:
-    """`step JOB NAME…`, in a process of its own."""
+    """Run `step JOB NAME…` in a separate process."""
     folder = Path(arguments[0])
     steps.run_group(read_job(folder), folder, arguments[1:], _say)
 

@@ -1,4 +1,4 @@
-"""The task of an agent: `job.json`, and the steps that follow from it."""
+"""The job of an agent: `job.json`, and its steps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from edgekd.core.readers import plain_path, printable, read_json
 from edgekd.targets.timing.stopwatch import Protocol
 
 FORMAT = 1
-"""Raised when `job.json` or the result changes its meaning; agent and edgekd of different formats refuse each other."""
+"""Format of `job.json` and of the result; agent and edgekd must have the same."""
 CHUNK = 256
 """Images between two entries of the journal."""
 MOST_IMAGES = 10**8
-"""Bound on positions in the image file."""
+"""Maximum position in the image file."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,18 @@ class JobArtifact:
     """One artifact on the device."""
 
     name: str
-    """`<run>/<artifact>`, for progress and for the result."""
+    """`<run>/<artifact>`, for messages and the result."""
     folder: str
-    """Name beside the job's folder; ends in a hash of the artifact's files."""
+    """Name of its folder next to the job's folder; ends in a hash of the artifact's files."""
     images: tuple[int, ...]
-    """Positions in the image file that are to be classified, in this order."""
+    """Positions in the image file of the images to classify, in this order."""
     latency_images: tuple[int, ...]
-    """Positions that take turns while the clock runs."""
+    """Positions of the images in rotation for the timing."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """`job.json`. Names of files are relative to the folder that holds the job's folder."""
+    """`job.json`. File names are relative to the parent of the job's folder."""
 
     artifacts: tuple[JobArtifact, ...]
     image_file: str
@@ -45,13 +45,13 @@ class Job:
     energy: str | None = None
     """Sensor to read between blocks, one of `energy.SENSORS`."""
     grid: tuple[tuple[int, int | None], ...] = ()
-    """Batch sizes with numbers of threads to take the throughput at; None leaves the threads to the runtime."""
+    """Batch sizes and numbers of threads for the throughput; None is the runtime's choice."""
     grid_protocol: Protocol | None = None
-    """The rule of the throughput; None without a grid."""
+    """Protocol of the throughput; None without a grid."""
     format: int = FORMAT
 
     def steps(self) -> list[list[str]]:
-        """Names of the journal's entries, grouped by the process that makes them, in order."""
+        """Return the names of the journal's entries, grouped by process, in order."""
         numbers = range(len(self.artifacts))
         groups = [
             [f"predict-{n}-{start}" for start in range(0, len(self.artifacts[n].images), CHUNK)]
@@ -85,8 +85,8 @@ def parse_job(data: Any) -> Job:
     """Return a job from its JSON; one of another format, or with numbers out of bounds, is an `EdgekdError`."""
     if isinstance(data, dict) and data.get("format") != FORMAT:
         raise EdgekdError(
-            f"The job has format {printable(str(data.get('format')))[:20]}; this agent reads format {FORMAT}.",
-            "Use the agent and the edgekd of one release.",
+            f"The job has format {printable(str(data.get('format')))[:20]}, but this agent needs format {FORMAT}.",
+            "Use agent and edgekd of the same release.",
         )
     try:
         artifacts = tuple(

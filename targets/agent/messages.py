@@ -20,7 +20,7 @@ _LAST_WORDS_S = 5.0
 
 
 def emit(**message: Any) -> None:
-    """Print one message, or words on a terminal. A closed output is no reason to stop working."""
+    """Print a message, as text on a terminal. A closed output is ignored."""
     with contextlib.suppress(OSError, ValueError):
         if sys.stdout.isatty():
             words = (" ".join(map(str, v)) if isinstance(v, list) else v for v in message.values())
@@ -50,7 +50,7 @@ def converse(
             taken += len(line)
             if taken > _MOST_OUTPUT:
                 raise EdgekdError(
-                    f"The device sends more than {_MOST_OUTPUT:,} bytes.", "Look at it."
+                    f"The device sends more than {_MOST_OUTPUT:,} bytes.", "Check the device."
                 )
             with contextlib.suppress(ValueError):
                 message = parse_json(line)
@@ -66,11 +66,10 @@ def converse(
 def started(
     command: Sequence[str], stdin: IO[bytes] | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
-    """Start a command whose output is read in the block; killed at the end if it still runs.
+    """Start a command whose output is read in the block; it is killed at the end if it still runs.
 
     Yields:
-        The process, and what returns the end of its standard error, which is read beside it: an endless one fills
-        neither memory nor disk.
+        The process, and a function that returns the end of its standard error, which is read with bounded memory.
     """
     child = subprocess.Popen(
         list(command),
@@ -92,7 +91,7 @@ def started(
     reader.start()
 
     def errors() -> str:
-        reader.join(_LAST_WORDS_S)  # a process that the command left behind may hold the pipe open
+        reader.join(_LAST_WORDS_S)  # a child of the command may keep the pipe open
         return kept.decode(errors="replace")
 
     try:

@@ -1,4 +1,4 @@
-"""An artifact folder and the runtimes of this Python: checked, made ready and opened without pydantic."""
+"""Check, prepare and open artifacts on a device, without pydantic."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgekd.targets.session import OR_ANOTHER, RuntimeOptions, Session, open_art
 PACKAGES = {
     target.format: target.packages for target in TARGETS.values() if target.packages is not None
 }
-"""Format of artifacts that the agent runs → what a device's Python needs besides numpy and Pillow, for people."""
+"""Format of artifacts that the agent runs → packages needed besides numpy and Pillow, as text."""
 FORMATS = tuple(PACKAGES)
 """Formats of artifacts that the agent runs."""
 _NEEDED = ("builder", "builder_version", "compute_capabilities")
@@ -39,7 +39,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check(artifact: dict[str, Any]) -> None:
-    """Refuse a manifest that lacks what the agent needs, with whatever error comes first."""
+    """Refuse a manifest without the fields that the agent needs."""
     files, preprocess, details = artifact["files"], artifact["preprocess"], artifact["details"]
     if not files or not all(isinstance(digest, str) for digest in files.values()):
         raise ValueError("files")
@@ -72,7 +72,7 @@ def _check(artifact: dict[str, Any]) -> None:
 
 
 def needs(artifact: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of `artifact.json` that `check_runtime` reads."""
+    """Return the part of `artifact.json` that `check_runtime` needs."""
     details = artifact.get("details", {})
     return {
         "format": artifact["format"],

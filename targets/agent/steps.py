@@ -1,4 +1,4 @@
-"""The steps of a job, each in a process of its own: predictions, latency, end-to-end latency, throughput."""
+"""The steps of a job, each in a separate process: predictions, latency, end-to-end latency, throughput."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CPUINFO = "/proc/cpuinfo"
 
 
 def run_group(job: Job, folder: Path, names: Sequence[str], say: Say) -> None:
-    """Make the journal's entries `names`, which belong to one process."""
+    """Make the journal's entries `names` in this process."""
     kind, which, *rest = names[0].split("-")
     path = folder.parent / job.image_file
     with read_errors(path, "image file", "zip", "Send it again."):
@@ -51,11 +51,11 @@ def run_group(job: Job, folder: Path, names: Sequence[str], say: Say) -> None:
 
 @dataclass(frozen=True)
 class _Group:
-    """Entries of the journal that belong to one process; artifacts go by their numbers in the job, as text."""
+    """The journal's entries of one process; artifacts are identified by their numbers in the job, as text."""
 
     job: Job
     root: Path
-    """Holds the folders of artifacts."""
+    """Parent folder of the artifacts."""
     images: zipfile.ZipFile
     done: Path
     """The journal."""
@@ -70,7 +70,7 @@ class _Group:
         return artifact, open_model(self.root / artifact.folder, threads=threads)
 
     def _prepared(self, artifact: JobArtifact, model: Session) -> NDArray[np.uint8]:
-        """Return the images to be timed as the model takes them, uint8 `[N, H, W, 3]`."""
+        """Return the preprocessed images for the timing, uint8 `[N, H, W, 3]`."""
         encoded = (_encoded(self.images, place) for place in artifact.latency_images)
         return np.stack([model.prepare(one) for one in encoded])
 
@@ -79,7 +79,7 @@ class _Group:
         artifact, model = self._open(n, self.job.threads)
         placement = model.placement()
         if placement is not None:
-            refuse_fallback(artifact.name, placement)  # before hours are spent on it
+            refuse_fallback(artifact.name, placement)  # before a long measurement
         facts = {"placement": None if placement is None else asdict(placement)}
         with ThreadPoolExecutor(usable_cores()) as pool:
             for name in self.names:
@@ -89,7 +89,7 @@ class _Group:
                 self.say(f"logits of {artifact.name}: images {start} to {end} of {total}")
                 encoded = (_encoded(self.images, place) for place in chosen)
                 logits, checks = [], []
-                # Batch 1, as the clock measures it: an artifact may be made for one image at a time.
+                # Batch 1, as for the latency, since an artifact may take only one image at a time.
                 for pixels in pool.map(model.prepare, encoded):
                     logits.append(model.run(pixels[None])[0])
                     checks.append(zlib.crc32(pixels.tobytes()))
@@ -145,7 +145,7 @@ class _Group:
         self._write(arrays, facts | {n: _facts(samples, model)})
 
     def throughput(self, n: str, batch: int, threads: int | None) -> None:
-        """Time whole batches, or record why they are refused."""
+        """Time whole batches, or record the reason why they cannot be run."""
         assert self.job.grid_protocol is not None
         artifact, model = self._open(n, threads)
         how = threads or "as the runtime chooses"
@@ -154,7 +154,7 @@ class _Group:
         try:
             refuse_batch(batch, model.largest_batch)
             samples = measure(rotating(model.run, buffers, batch), self.job.grid_protocol)
-        # Made for fewer images at a time, or the memory is too small for so many: whatever the runtime raises then.
+        # Any error of the runtime if the file takes fewer images, or memory is too small.
         except Exception as error:
             if batch == 1:
                 raise
@@ -165,7 +165,7 @@ class _Group:
 
 
 def write_refusal(done: Path, reason: str) -> None:
-    """Write the journal's entry of a throughput that cannot be measured, so that it is not tried again."""
+    """Write the journal's entry for a throughput that cannot be measured, so that it is not tried again."""
     write_step(done, {}, {"boot": boot(), "reason": reason})
 
 
@@ -174,14 +174,14 @@ def _arrays(n: str, samples: LatencySamples) -> Arrays:
 
 
 def _facts(samples: LatencySamples, model: Session) -> dict[str, Any]:
-    """Return every field of the samples but its arrays, and how the model was opened."""
+    """Return the fields of the samples without arrays, and the options of the session."""
     own = {k: v for k, v in vars(samples).items() if k not in ("samples_ms", "blocks")}
     opened = {"load_ms": model.load_ms, "provider": model.provider, "threads": model.threads}
     return {**own, **opened}
 
 
 def boot() -> str:
-    """Return what changes with every start of the device's system; empty where it is not known."""
+    """Return an identifier of the system's boot, or an empty text if it is unknown."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as handle:
             return f"{zlib.crc32(handle.read().encode()):08x}"
@@ -190,7 +190,7 @@ def boot() -> str:
 
 
 def emulated() -> bool:
-    """Return whether this is an Arm program on an x86 processor, as under qemu-user, whose times mean nothing.
+    """Return whether this is an Arm program on an x86 processor (qemu-user), whose times are meaningless.
 
     Older emulators show the host's /proc/cpuinfo, which Arm's kernel never fills like that; newer ones show the
     implementer number 0x00, which Arm reserves for software.

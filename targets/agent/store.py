@@ -1,8 +1,7 @@
-"""The agent's folder on a device: what was sent, which steps are done, and who is at work.
+"""The agent's folder on a device: received files, the journal of finished steps, and the lock.
 
-A finished step is one file in `done/`, renamed into place. That folder is the journal: a step with a file is never run
-again, a step without one is run from its beginning, so a device may lose power at any moment and nothing is counted
-twice.
+A finished step is one file in `done/`, the journal, renamed into place. A step with a file is never run again, and
+other steps are run from their beginning, so nothing is counted twice even if the device loses power.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def receive(root: Path, name: str, size: int, sha256: str, source: BinaryIO) -> 
 
 
 def write_step(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
-    """Write a step's arrays and facts in one rename."""
+    """Write a step's arrays and facts atomically."""
     buffer = io.BytesIO()
     named = dict[str, Any](arrays)
     np.savez(buffer, **named, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8))
@@ -67,7 +66,7 @@ def write_step(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def written(path: Path, data: bytes) -> Iterator[None]:
-    """Put `data` at `path` in one rename when the block ends; nothing when it raises."""
+    """Write `data` to `path` atomically when the block ends without an exception."""
     scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         with open(scratch, "wb") as handle:
@@ -93,7 +92,7 @@ def read_step(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 @contextlib.contextmanager
 def only_one(job: Path) -> Iterator[Iterator[None]]:
-    """Hold the job's lock; the kernel frees it when its holder dies.
+    """Hold the job's lock, which the kernel releases when its process dies.
 
     Yields:
         An iterator that ends when the lock is held and yields once a second while another agent holds it.
@@ -116,7 +115,7 @@ def only_one(job: Path) -> Iterator[Iterator[None]]:
 
 
 def holder(job: Path) -> int | None:
-    """Process that holds the job's lock, None when nobody does."""
+    """Return the process that holds the job's lock, or None."""
     if fcntl is None or not (job / "lock").exists():
         return None
     with open(job / "lock", encoding="ascii") as handle:

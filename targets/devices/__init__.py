@@ -1,1 +1,1 @@
-"""Where an artifact can be measured: this machine, one behind ssh or adb, or one that nobody can reach (a bundle)."""
+"""Devices for measurements: this machine, machines behind ssh or adb, and bundles for machines without a connection."""

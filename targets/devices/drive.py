@@ -1,4 +1,4 @@
-"""Copy a payload to a device, run it there, and fetch the result: the same steps over every transport."""
+"""Copy a payload to a device, run it, and fetch the result, over any transport."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from edgekd.core.readers import sha256_file
 from edgekd.targets.agent.messages import converse, last_line, started
 from edgekd.targets.devices.payload import Payload, agent_name, write_agent
 
-RESUME = "Run the same command again: it goes on where it stopped, and nothing is measured twice."
+RESUME = "Run the same command again to resume; nothing is measured twice."
 LARGEST_RESULT = 1 << 32
-"""Bytes; a device that sends more is cut off."""
+"""Maximum size of a result in bytes."""
 _BLOCK = 1 << 20
 SPARE = 64_000_000
-"""Bytes that must stay free on the device beside what is copied: journal and result."""
+"""Free bytes needed on the device for journal and result, besides the copied files."""
 
 
 @dataclass
 class Device:
-    """A machine and the way to it: here this machine, with the agent that others get in a process of its own.
+    """A device. This class is the local machine, with the same agent as others in a separate process.
 
     Attributes:
-        name: for the report.
-        program: the Python to use there.
+        name: name in the report.
+        program: Python interpreter on the device.
     """
 
     name: str
     program: str
 
     def begin(self, agent: Path, name: str) -> str:
-        """Put the agent in its folder on the device under `name`; return the folder's absolute path."""
+        """Copy the agent to its folder on the device as `name`; return the folder's absolute path."""
         root = cache_folder("device")
         with disk_errors(root):
             shutil.copy(agent, root / name)
         return str(root.resolve())
 
     def command(self, words: Sequence[str]) -> list[str]:
-        """Return what to start here so that `words` run there, with standard input and output passed on."""
+        """Return the local command that runs `words` on the device, with standard input and output forwarded."""
         return list(words)
 
     def close(self) -> None:
@@ -76,13 +76,13 @@ def measure_on(device: Device, payload: Payload, result: Path, *, keep: bool = F
         raise _silent(device)
     _fetch(device, [*agent, "send", place], result, sha256)
     names = {name.partition("/")[0] for name in payload.files} - {payload.agent}
-    # The agent goes last, since it is what removes.
+    # The agent is removed last, since it does the removing.
     leaving = [payload.job_folder] if keep else [*sorted(names), payload.agent]
     call(device, [*agent, "remove", root, *leaving])
 
 
 def unable(device: Device, artifacts: Sequence[Mapping[str, Any]]) -> list[EdgekdError | None]:
-    """Return for each artifact why the device lacks its runtime; None where it has it. Sends the agent only.
+    """Return for each artifact the reason if the device lacks its runtime, else None. Sends only the agent.
 
     Of `artifact.json`, `format` and `details` are needed.
     """
@@ -104,7 +104,7 @@ def call(
     stdin: IO[bytes] | None = None,
     timeout_s: float | None = None,
 ) -> dict[str, Any]:
-    """Run words on the device, log the agent's progress, and return its last message; its error is raised."""
+    """Run words on the device, log the agent's progress, and return its last message; raise its error."""
     command = device.command(words)
     with present(command):
         last, code, stderr = converse(
@@ -118,7 +118,7 @@ def call(
 
 
 def explained(name: str, code: int, stderr: str) -> EdgekdError:
-    """Return why a command on a device failed, from its exit code and the end of its standard error."""
+    """Return the error of a failed command on a device, from its exit code and the end of its standard error."""
     line = last_line(stderr)
     if "No space left" in stderr:
         return EdgekdError(f"{name} has no space left.", f"Free some there. {RESUME}")
@@ -138,7 +138,9 @@ def receive(
         assert child.stdout is not None
         while block := child.stdout.read1(_BLOCK):  # type: ignore[attr-defined]
             if out.tell() + len(block) > most:
-                raise EdgekdError(f"The device sends more than {most:,} bytes.", "Look at it.")
+                raise EdgekdError(
+                    f"The device sends more than {most:,} bytes.", "Check the device."
+                )
             out.write(block)
         code = child.wait()
     return code, errors()
@@ -146,9 +148,9 @@ def receive(
 
 @contextlib.contextmanager
 def present(command: Sequence[str]) -> Iterator[None]:
-    """Turn a program that this machine lacks, and words that none can take, into an `EdgekdError`."""
+    """Turn a missing program, or invalid arguments, into an `EdgekdError`."""
     if any("\0" in word for word in command):
-        raise EdgekdError("The device names a path that holds a NUL character.", "Look at it.")
+        raise EdgekdError("The device gives a path with a NUL character.", "Check the device.")
     try:
         yield
     except FileNotFoundError as error:
@@ -158,7 +160,7 @@ def present(command: Sequence[str]) -> Iterator[None]:
 
 
 def _agent_error(device: Device, error: Any) -> EdgekdError:
-    """Return the agent's own error: a sentence and a hint."""
+    """Return the agent's error, a sentence and a hint."""
     message, hint = error if isinstance(error, list) and len(error) == 2 else (error, "")
     return EdgekdError(f"{device.name}: {str(message)[:500]}", str(hint)[:500])
 
@@ -168,7 +170,7 @@ def _silent(device: Device) -> EdgekdError:
 
 
 def _send(device: Device, agent: list[str], root: str, payload: Payload) -> None:
-    """Copy the files that the device lacks; a partial one from where it ends."""
+    """Copy the missing files to the device, and resume partial ones."""
     wanted = {name: path for name, path in payload.files.items() if name != payload.agent}
     answer = call(device, [*agent, "probe", root, *wanted])
     there, free = answer.get("files"), answer.get("free")

@@ -1,8 +1,7 @@
-"""What is sent to a device: agent, artifacts, one file of encoded images, and a job, each named by its hash.
+"""The files for a device: agent, artifacts, one file of encoded images, and a job, each named by its hash.
 
-`edgekd-agent.pyz` is the agent and the package's own modules that it runs in one file. The modules lie in it under the
-names they have here, byte for byte; tests/targets/test_agent.py compares them. A bundle is the same as a folder, for a
-machine that cannot be reached from here.
+`edgekd-agent.pyz` has the agent and the modules of the package that it uses, unchanged and under the same names;
+tests/targets/test_agent.py compares them. A bundle is the same as a folder, for a machine without a connection.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ SHARED = (
     *(f"{one.opener.replace('.', '/').removeprefix('edgekd/')}.py" for one in _OPENERS),
     *(f"targets/{file}" for one in _OPENERS for file in one.modules),
 )
-"""Modules of the package that run on a device too; beside each other they import numpy, Pillow and the runtime only."""
+"""Modules of the package that also run on a device; they import only each other, numpy, Pillow and the runtime."""
 _START = '''"""Start the agent, or exit with one sentence where this Python cannot."""
 import json
 import sys
@@ -81,11 +80,11 @@ from edgekd.targets.agent.__main__ import main  # noqa: E402
 sys.exit(main(sys.argv[1:]))
 '''
 _EMPTY = b'"""Part of the device agent."""\n'
-_TIME = (1980, 1, 1, 0, 0, 0)  # the same sources give the same bytes
+_TIME = (1980, 1, 1, 0, 0, 0)  # for reproducible bytes
 
 
 def agent_bytes() -> bytes:
-    """Return the agent as one executable zip file; equal for equal sources."""
+    """Return the agent as one executable zip file, reproducible for equal sources."""
     agent = Path(__file__).parents[1] / "agent"
     contents = {"__main__.py": _START.encode(), "edgekd/__init__.py": _EMPTY}
     contents |= {f"edgekd/{folder}/__init__.py": _EMPTY for folder in ("core", "data")}
@@ -113,12 +112,12 @@ def write_agent(path: Path) -> None:
 
 
 def agent_name(agent: Path) -> str:
-    """Return the name of an agent on a device; it contains a hash, so that releases do not replace each other."""
+    """Return the name of an agent on a device, with a hash so that releases do not replace each other."""
     return f"edgekd-agent-{sha256_file(agent)[:16]}.pyz"
 
 
 class ImagePack:
-    """A zip file of encoded images, stored as they are; equal images lie in it once."""
+    """A zip file of encoded images without compression and without duplicates."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -126,7 +125,7 @@ class ImagePack:
         self._places: dict[str, int] = {}
 
     def add(self, images: ImageSet, index: int) -> int:
-        """Return the position of an image in the pack, added if it is not there yet."""
+        """Add an image to the pack if necessary; return its position."""
         encoded = encoded_image(images, index)
         digest = hashlib.sha256(encoded).hexdigest()
         if digest not in self._places:
@@ -143,7 +142,7 @@ class ImagePack:
 
 
 def encoded_image(images: ImageSet, index: int) -> bytes:
-    """Return a file as it lies on disk; an image made in memory as PNG, which keeps every pixel."""
+    """Return the bytes of an image file, or an image made in memory as lossless PNG."""
     if isinstance(images.reader, FileReader):
         return read_bytes(images.reader.root / images.reader.paths[index])
     buffer = io.BytesIO()
@@ -153,20 +152,20 @@ def encoded_image(images: ImageSet, index: int) -> bytes:
 
 @dataclass(frozen=True)
 class Payload:
-    """Files on this machine and where they go, relative to the agent's folder on the device."""
+    """Local files and their names relative to the agent's folder on the device."""
 
     files: Mapping[str, Path]
-    """Name on the device → file here, the agent first."""
+    """Name on the device → local file, the agent first."""
     job_folder: str
 
     @property
     def agent(self) -> str:
-        """Name of the agent on the device."""
+        """Return the name of the agent on the device."""
         return next(iter(self.files))
 
 
 def artifact_folder_name(folder: Path) -> str:
-    """Return the name of an artifact on a device, which contains a hash of its files."""
+    """Return the folder name of an artifact on a device, which contains a hash of its files."""
     names = ("artifact.json", *read_artifact(folder).files)
     return f"artifact-{short_hash(*(sha256_file(folder / name) for name in names))}"
 
@@ -189,7 +188,7 @@ def assemble(job: Job, pack: Path, artifacts: Mapping[str, Path], scratch: Path)
 
 
 def bundle_command(job_folder: str) -> str:
-    """Return the one line to run inside a bundle's folder on the device."""
+    """Return the command to run inside a bundle's folder on the device."""
     return f"python3 {AGENT} run {job_folder}"
 
 

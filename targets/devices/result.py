@@ -1,4 +1,4 @@
-"""The result of a device, checked: it may come from anywhere, so every value has a type and bounds."""
+"""Read the result of a device, and check types and bounds of all values, since it is not trusted."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ Watts = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class _Facts(BaseModel):
-    """Facts from a foreign file: exact types, finite numbers; fields that are not declared are dropped."""
+    """Facts from an untrusted file: exact types, finite numbers; undeclared fields are dropped."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
 
 class State(_Facts):
-    """What changes while measuring (`machine.state`)."""
+    """State of the machine, which changes while measuring (`machine.state`)."""
 
     load_average: float | None = Field(ge=0, le=1e6)
     cpu_mhz: float | None = Field(ge=0, le=1e6)
@@ -55,7 +55,7 @@ class State(_Facts):
 
 
 class Machine(_Facts):
-    """What was measured on (`machine.describe`), with the states before and after."""
+    """Facts of the machine (`machine.describe`), with the states before and after."""
 
     cpu: Line | None
     features: list[Line] = Field(max_length=256)
@@ -71,7 +71,7 @@ class Machine(_Facts):
 
 
 class Energy(_Facts):
-    """The sensor that was read (`energy.Meter.facts`)."""
+    """The energy sensor (`energy.Meter.facts`)."""
 
     sensor: Word
     covers: Line
@@ -79,7 +79,7 @@ class Energy(_Facts):
 
 
 class Built(_Facts):
-    """An engine that a device built for itself from an artifact, once, before anything was timed."""
+    """An engine that a device built from an artifact before the timing."""
 
     builder: Word
     version: Word
@@ -134,7 +134,7 @@ class _Whole(_Facts):
 
 @dataclass(frozen=True, eq=False)
 class Clocked:
-    """One process that measured one artifact."""
+    """Measurement of one artifact in one process."""
 
     samples: LatencySamples
     load_ms: float
@@ -142,7 +142,7 @@ class Clocked:
     threads: int
     energy: Energy | None = None
     peak_rss_mb: float | None = None
-    """Largest resident memory of a process that held this artifact alone, in 10^6 bytes."""
+    """Largest resident memory of a process with only this artifact, in 10^6 bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +152,7 @@ class Rate:
     batch: int
     threads: int | None
     clock: Clocked | None
-    """One sample for each whole batch; None where it refused."""
+    """One sample per batch; None if the batch could not be run."""
     reason: str | None
 
 
@@ -183,7 +183,7 @@ class ArtifactResult:
 
 @dataclass(frozen=True, eq=False)
 class DeviceResult:
-    """What a device measured.
+    """The result of a device.
 
     Attributes:
         facts: its environment; `emulated`; `restarts`, how often its system was started anew between the steps;
@@ -203,7 +203,7 @@ class Journal:
     steps: Mapping[str, Any]
 
     def clocked(self, name: str, place: int) -> Clocked:
-        """Return what the step `name` measured of artifact number `place`."""
+        """Return the measurement of artifact number `place` in the step `name`."""
         blocks = self.arrays[f"{name}/blocks_{place}"]
         times = _times(self.arrays[f"{name}/samples_ms_{place}"], least=1e-6)
         is_order = blocks.dtype.kind in "iu" and blocks.shape == times.shape
@@ -216,7 +216,7 @@ class Journal:
         return Clocked(samples, facts.load_ms, facts.provider, facts.threads, facts.energy, memory)
 
     def rate(self, name: str, place: int, batch: int, threads: int | None) -> Rate:
-        """Return the throughput that the step `name` took, or why it was refused."""
+        """Return the throughput of the step `name`, or the reason why there is none."""
         if "reason" in self.steps[name]:
             return Rate(batch, threads, None, printable(str(self.steps[name]["reason"]))[:300])
         return Rate(batch, threads, self.clocked(name, place), None)
@@ -259,7 +259,7 @@ class Journal:
 
 @dataclass(frozen=True, eq=False)
 class StoredResult:
-    """A result file that was read; only its job is checked so far."""
+    """A result file of which only the job has been checked."""
 
     path: Path
     job: Job
@@ -268,7 +268,7 @@ class StoredResult:
 
 
 def open_result(path: Path) -> StoredResult:
-    """Read a result file and its job; one that is damaged or of another format is an `EdgekdError`."""
+    """Read a result file and its job; raise `EdgekdError` if it is damaged or of another format."""
     arrays, facts = read_step(path)
     return StoredResult(path, parse_job(facts.get("job")), arrays, facts)
 
@@ -276,12 +276,12 @@ def open_result(path: Path) -> StoredResult:
 def check_result(stored: StoredResult, job: Job) -> DeviceResult:
     """Return the result of `job`; one of another job, or with a value out of bounds, is an `EdgekdError`."""
     path = stored.path
-    # Before the steps are expanded: a foreign job may name any number of them.
+    # Checked before the steps are expanded, since an untrusted job may have any number of them.
     if stored.job.artifacts != job.artifacts:
         names = ", ".join(one.name for one in stored.job.artifacts)[:200]
         raise EdgekdError(
             f"{path} is of other artifacts or images: {names}.",
-            "Name the run, the --data and the suites that the bundle was made from.",
+            "Give the run, --data and suites of the bundle.",
         )
     if stored.job != job:
         raise EdgekdError(
@@ -292,7 +292,7 @@ def check_result(stored: StoredResult, job: Job) -> DeviceResult:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         why = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise EdgekdError(
-            f"{path} is not a whole result of the device agent ({printable(why)[:120]}).",
+            f"{path} is not a complete result of the device agent ({printable(why)[:120]}).",
             "Copy it again, or measure again.",
         ) from error
 

@@ -1,8 +1,8 @@
-"""`--device SPEC` → a device: this machine, or one behind the user's own `ssh` or `adb`.
+"""Transports of `--device`: this machine, or a device behind the user's `ssh` or `adb`.
 
-The user's configuration, agent and jump hosts of ssh count; edgekd sees no key. On Android the agent runs in Termux's
-Python, which `run-as` reaches where Termux is debuggable (the one from its project's releases is); elsewhere start
-Termux's own sshd and use `ssh://`, see docs/devices.md.
+ssh uses the user's configuration, agent and jump hosts. On Android the agent runs in Termux's Python, which `run-as`
+can reach if Termux is debuggable (as in its project's releases). Otherwise start Termux's sshd and use `ssh://` (see
+docs/devices.md).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _local_device(program: str) -> Device:
 
 @dataclass
 class ShellDevice(Device):
-    """A device with a POSIX shell behind a program of this machine (ssh, adb).
+    """A device with a POSIX shell, reached through a local program (ssh, adb).
 
     Attributes:
         program: a leading `~/` becomes the device's home.

@@ -1,4 +1,4 @@
-"""Profiles of devices: what to export for them and how to measure there, every claim with its source."""
+"""Device profiles: export and measurement settings for devices, with a source for every claim."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Source(_Frozen):
     title: str = Field(min_length=1)
     url: str = Field(pattern=r"^https://\S+$")
     checked: date | None = None
-    """Day on which every claim that names this source was found in a copy of the page; None: nobody has looked."""
+    """Date on which all claims with this source were found on the page; None if it was not checked."""
 
     @property
     def named(self) -> str:
-        """The address, and whether the claim was found there."""
+        """Return the address, and whether it was checked."""
         return self.url if self.checked else f"{self.url}, not checked"
 
 
 class Caution(_Frozen):
-    """What a measurement there must mind."""
+    """A caution for measurements on the device."""
 
     text: str = Field(min_length=1)
     source: str
@@ -52,16 +52,16 @@ class Profile(_Frozen):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     summary: str
     runtime: str
-    """What executes the artifact there."""
+    """Runtime of the artifact on the device."""
     precisions: tuple[AnyPrecision, ...] = Field(min_length=1)
-    """Worth exporting, best first; others may run but slowly."""
+    """Recommended precisions, best first; others may be slow."""
     input: Input | None = None
-    """What feeds the file there; None where nothing speaks for another than edgekd's own, `uint8`."""
+    """Input of the file; None is the default, `uint8`."""
     threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
-    """Threads to measure with; None where the runtime's own choice is right."""
+    """Threads to measure with; None is the runtime's choice."""
     compute_capability: str | None = Field(default=None, pattern=r"^\d+\.\d$")
     deployment_target: str | None = Field(default=None, pattern=r"^(iOS|macOS)\d+$")
-    """Oldest system that Core ML models for it must run on."""
+    """Minimum system of Core ML models for the device."""
     cautions: tuple[Caution, ...] = ()
     because: dict[Claim, str]
     sources: dict[str, Source]

@@ -1,1 +1,1 @@
-"""The stopwatch: latency and energy of a model, their intervals, and what may be claimed of them; numpy only."""
+"""The stopwatch: latency and energy of a model, their intervals, and claims about them; numpy only."""

@@ -1,8 +1,8 @@
-"""Energy over the measured window, from a sensor that the user declares.
+"""Energy of the measured blocks, from a sensor chosen by the user.
 
-Nothing is guessed from time or load: without a declared sensor there is no number. Sensors are read between blocks,
-never inside the clock. RAPL and most GPUs count energy themselves; for INA monitors and batteries power is read at
-both ends of a block and integrated by the trapezoidal rule.
+Nothing is estimated from time or load. Sensors are read between blocks, never inside the clock. RAPL and most GPUs have
+energy counters. For INA monitors and batteries, power is read at both ends of a block and integrated by the trapezoidal
+rule.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from edgekd.core.errors import EdgekdError, did_you_mean
 
 SENSORS = ("rapl", "nvml", "ina", "battery")
 IDLE_S = 2.0
-"""Time for which idle power is taken, before any model is loaded."""
+"""Duration of the measurement of idle power, before any model is loaded."""
 _IDLE_PARTS = 10
 _INA = (
     "ina209", "ina219", "ina220", "ina226", "ina230", "ina231", "ina237", "ina238", "ina260", "ina3221",
 )  # fmt: skip
 _WHOLE_RAILS = ("VDD_IN", "POM_5V_IN")
-"""Rails of Jetson modules that feed all others: with one of them the others are not added."""
+"""Rails of Jetson modules that feed all others; if there is one of them, the others are not added."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One thing to read.
+    """One source of energy or power values.
 
     Attributes:
         read: joules so far of a counter, or watts now.
@@ -43,11 +43,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Sensor:
-    """A declared sensor; its sources are added."""
+    """A sensor; its sources are summed."""
 
     name: str
     covers: str
-    """What the energy belongs to, for the reader."""
+    """The part of the device that is measured."""
     sources: tuple[Source, ...]
 
 
@@ -79,7 +79,7 @@ class Meter:
         return joules, seconds
 
     def rest(self, seconds: float = IDLE_S, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Take idle power while this process sleeps."""
+        """Measure idle power while this process sleeps."""
         parts = []
         for _ in range(_IDLE_PARTS):
             self.begin()
@@ -93,14 +93,14 @@ class Meter:
 
 
 def open_sensor(name: str, root: Path = Path("/")) -> Sensor:
-    """Return the declared sensor, read once to check that it works.
+    """Return the sensor, after reading it once to check that it works.
 
     Args:
         name: `rapl` (Intel and AMD processors), `nvml` (NVIDIA boards), `ina` (power monitors of Jetson and other
             modules) or `battery`.
 
     Raises:
-        EdgekdError: an unknown name, a sensor that is not there, may not be read, or does not report power now.
+        EdgekdError: the name is unknown, or the sensor is missing, not readable, or does not report power.
     """
     openers = {"rapl": _rapl, "nvml": lambda _: _nvml(), "ina": _ina, "battery": _battery}
     if name not in openers:
@@ -111,12 +111,12 @@ def open_sensor(name: str, root: Path = Path("/")) -> Sensor:
             source.read()
     except PermissionError as error:
         raise EdgekdError(
-            f"The sensor {name} may not be read by this user ({error.filename}).",
-            "Linux shows it to root only by default: let an administrator make that file readable.",
+            f"This user may not read the sensor {name} ({error.filename}).",
+            "By default only root can read it on Linux; let an administrator make that file readable.",
         ) from error
     except (OSError, ValueError) as error:
         raise EdgekdError(
-            f"The sensor {name} does not answer ({error}).", "Leave --energy out."
+            f"The sensor {name} cannot be read ({error}).", "Leave out --energy."
         ) from error
     return sensor
 
@@ -174,7 +174,7 @@ def _battery(root: Path) -> Sensor:
         if status != "Discharging":
             raise EdgekdError(
                 f"The battery {supply.name} is {(status or 'in an unknown state').lower()}, so it does not feed all.",
-                "Pull the charger out and measure again.",
+                "Unplug the charger and measure again.",
             )
         read = None  # abs(): which way a current counts as positive differs between drivers
         if (supply / "power_now").is_file():
@@ -214,7 +214,7 @@ def _nvml() -> Sensor:
 def _absent(name: str, why: str) -> EdgekdError:
     return EdgekdError(
         f"This machine has no sensor {name}: {why}.",
-        f"Others are {', '.join(SENSORS)}; or leave --energy out.",
+        f"Choose another ({', '.join(SENSORS)}), or leave out --energy.",
     )
 
 

@@ -1,9 +1,9 @@
-"""Bootstrap intervals of percentiles, ratios and rates, and when a percentile may be stated.
+"""Bootstrap intervals of percentiles, ratios and rates, and the samples needed to state a percentile.
 
-Neighbouring latencies resemble each other (clocks, other work on the machine), so drawing single samples would give
-intervals far too narrow. Whole blocks of consecutive samples are drawn instead (Künsch 1989), and, where there are
-several, whole processes first (two-stage cluster bootstrap, Davison & Hinkley 1997, section 3.8). Every random draw is
-seeded: the same samples give the same interval.
+Consecutive latencies are correlated (clocks, other work on the machine), so drawing single samples would give intervals
+that are far too narrow. Instead, blocks of consecutive samples are drawn (Künsch 1989), and if there are several
+processes, processes first (two-stage cluster bootstrap, Davison & Hinkley 1997, section 3.8). Draws are seeded, so the
+same samples give the same interval.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Z99 = 2.5758293035489004
 
 
 def percentile(samples: NDArray[np.float64], q: float) -> float:
-    """Return the smallest sample that at least `q` percent of all do not exceed (nearest rank: a real sample)."""
+    """Return the percentile by nearest rank: the smallest sample that at least `q` percent of all do not exceed."""
     return float(np.percentile(samples, q, method="inverted_cdf"))
 
 
@@ -62,7 +62,7 @@ def ratio_interval(
 ) -> Interval:
     """Return the bootstrap 95 % interval of p50(first) / p50(second) from turns in which both were measured.
 
-    A turn is drawn with both its blocks, so that what slowed both of them leaves the ratio alone.
+    A turn is drawn with both its blocks, so that common slowdowns do not affect the ratio.
 
     Args:
         first, second: the samples of each turn.

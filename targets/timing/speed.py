@@ -1,7 +1,7 @@
 """The ratio of two latencies with its interval, and whether it may be stated as a speed.
 
-Every statement of the form "N times as fast" comes from here. It is withheld, with the reason, where the samples had
-not settled, scatter widely, were taken on a busy machine, or where the interval includes 1.
+Every statement of the form "N times as fast" comes from here. It is withheld, with the reason, if the samples had not
+settled, vary too much, or were taken on a busy machine, or if the interval includes 1.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from edgekd.targets.timing.intervals import Interval, percentile, ratio_interval
 from edgekd.targets.timing.stopwatch import LatencySamples, Protocol, measure_interleaved, rotating
 
 WIDE_CV = 0.3
-"""Coefficient of variation above which a single percentile means little: a busy machine, or several states."""
+"""Coefficient of variation above which a percentile is not meaningful, because of other work or several states."""
 BUSY = 0.2
-"""Share of all cores' time that other processes may take while the clock runs."""
+"""Maximum share of all cores' time for other processes while the clock runs."""
 STOLEN = 0.05
-"""Share of all cores' time that the hypervisor may give to other machines."""
+"""Maximum share of all cores' time that a hypervisor gives to other machines."""
 LOADED = 0.5
-"""Load average per core before the run above which a machine counts as busy, where nothing finer is known."""
+"""Load average per core before the run above which a machine counts as busy, if there is no better information."""
 NOTE = Protocol("note", 20, 0.3, 2.0, 40, 1.0, 4.0, 0.05, 1)
-"""A few seconds for one sentence."""
+"""A short protocol of a few seconds."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What decides whether a latency is good enough for a claim; shares are 0–1 of all cores' time."""
+    """Quality of a latency measurement, for claims about it; shares are 0–1 of all cores' time."""
 
     subject: str
     settled: bool
@@ -50,7 +50,7 @@ class Ratio:
 def reason_to_withhold(
     timings: Sequence[Timing], ci95: Interval, load: float | None = None
 ) -> str | None:
-    """Return why a ratio of latencies must not be stated as a speed; None where it may.
+    """Return the reason why a ratio of latencies must not be stated as a speed, or None.
 
     Args:
         timings: of the latencies that it compares.
@@ -79,7 +79,7 @@ def reason_to_withhold(
 def in_words(found: Ratio | None, other: str) -> str:
     """Return A's speed beside B's as a predicate, B called `other`: `is 1.85 times as fast as B (95 % CI 1.80–1.90)`.
 
-    Where the claim is withheld the predicate gives the reason.
+    If the claim is withheld, the predicate gives the reason.
     """
     if found is None:
         return f"has no interval of its speed against {other}, so none is stated"
@@ -128,7 +128,7 @@ def turns_of(
 ) -> tuple[Turns, tuple[float, float]]:
     """Return samples of A and of B in each turn, the process of each turn, and both medians over these turns.
 
-    A model that is done earlier leaves the other to go on alone. Those later samples have no partner and are not used.
+    If one model finishes earlier, the later samples of the other have no partner and are not used.
     """
     a: list[NDArray[np.float64]] = []
     b: list[NDArray[np.float64]] = []

@@ -1,8 +1,8 @@
 """Latency of one image: single stream, batch 1, real images, every sample kept.
 
-Single stream means that the next query starts when the previous one is answered (MLPerf's scenario of that name).
-Inside the clock is one call of the model on a uint8 image that is ready in memory; reading, decoding and resizing
-are outside and timed apart (`prepare_p50_ms` in the report).
+Single stream means that the next query starts when the previous one is finished (as in MLPerf). Inside the clock is one
+call of the model on a uint8 image in memory. Reading, decoding and resizing are outside and timed separately
+(`prepare_p50_ms` in the report).
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from edgekd.targets.timing.intervals import (
 RunOnce = Callable[[int], object]
 Clock = Callable[[], int]
 MIN_BUFFERS = 64
-"""Images in rotation: enough that an input does not stay in the innermost caches from one query to the next."""
+"""Minimum number of images in rotation, so that an input does not stay in the inner caches between queries."""
 REENTRY_RUNS = 2
-"""Untimed queries after another model had the caches. Fixed beforehand for everyone, so nothing is trimmed."""
+"""Number of untimed queries after a change of the model, because the caches have the other model's data."""
 SETTLED_WITHIN = 0.02
 _WINDOW_RUNS = 25
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Limits of warm-up and measurement: a number of runs and a time, both to be reached, unless `limit_s` ends it."""
+    """Limits of warm-up and measurement: minimum runs and minimum time, unless `limit_s` is reached."""
 
     name: str
     warmup_runs: int
     warmup_s: float
     warmup_limit_s: float
-    """An unsettled warm-up ends here and is marked."""
+    """Time after which an unsettled warm-up ends and is marked."""
     runs: int
     seconds: float
     limit_s: float
-    """Measuring ends here even with fewer than `runs`, and is marked."""
+    """Time after which the measurement ends even with fewer than `runs`, and is marked."""
     block_s: float
-    """Length of a block: models take turns by blocks, and intervals are drawn by blocks."""
+    """Length of a block. Models alternate by blocks, and intervals are drawn by blocks."""
     processes: int
     """Fresh processes for each artifact."""
 
 
 FULL = Protocol("full", 50, 3.0, 30.0, 1024, 60.0, 600.0, 1.0, 5)
 QUICK = Protocol("quick", 50, 1.0, 5.0, 128, 6.0, 60.0, 0.3, 1)
-"""As long as MLPerf Mobile's rapid mode; its results are marked as indicative."""
+"""Protocol with the duration of MLPerf Mobile's rapid mode; results are marked as indicative."""
 END_TO_END = Protocol("end to end", 50, 3.0, 30.0, 1024, 60.0, 600.0, 1.0, 1)
 END_TO_END_QUICK = Protocol("end to end, quick", 50, 0.5, 3.0, 64, 2.0, 20.0, 0.5, 1)
 """For end-to-end latency, from encoded image to logits, on this machine; a device's agent takes its job's protocol."""
@@ -118,7 +118,7 @@ def measure(
     clock: Clock = time.perf_counter_ns,
     meter: Meter | None = None,
 ) -> LatencySamples:
-    """Warm up and time one model; `run_once(i)` answers query i."""
+    """Warm up and time one model; `run_once(i)` runs query i."""
     return measure_interleaved({"": run_once}, protocol, clock=clock, meter=meter)[""]
 
 
@@ -131,8 +131,8 @@ def measure_interleaved(
 ) -> dict[str, LatencySamples]:
     """Warm up each model, then time them in alternating blocks (A B A B …) until each has enough.
 
-    What drifts on a shared machine (clocks, neighbours) then hits all of them alike. Garbage collection is off while
-    the clock runs. `meter` is read before and after each block.
+    Drifts of a shared machine (clocks, other work) then affect all of them equally. Garbage collection is off while the
+    clock runs. `meter` is read before and after each block.
     """
     gc.collect()
     collecting = gc.isenabled()

@@ -1,1 +1,1 @@
-"""What builds a TensorRT engine on a device (the device agent carries this folder)."""
+"""Build TensorRT engines on a device (part of the device agent)."""

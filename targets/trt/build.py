@@ -1,7 +1,7 @@
 """Build `device.engine` from `model.onnx` with TensorRT, on the machine that will run it.
 
-This file needs nothing but Python and NVIDIA's `tensorrt` (or `tensorrt_rtx`); a copy of it is in every TensorRT
-artifact as `build_engine.py`. Run it in the artifact's folder: `python3 build_engine.py`.
+This file needs only Python and NVIDIA's `tensorrt` (or `tensorrt_rtx`). A copy of it is in every TensorRT artifact as
+`build_engine.py`. Run it in the artifact's folder: `python3 build_engine.py`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Name → Python module. Both have the same interface."""
-# TensorRT goes on after these warnings and builds an engine that computes something else.
+# After these warnings TensorRT builds an engine that computes something else.
 _FATAL_WARNINGS = ("Defaulting to INT8 instead", "TensorRT will use INT8 instead")
 _loggers: dict[str, Any] = {}
 
 
 class BuildError(Exception):
-    """TensorRT refused the model; the message is its own reason, in one line."""
+    """TensorRT refused the model; the message is its reason in one line."""
 
 
 def parse(trt: Any, model: bytes) -> tuple[Any, Any, list[str]]:
@@ -62,7 +62,7 @@ def build(trt: Any, model: bytes, *, max_batch: int, capabilities: Sequence[str]
             for this machine's GPU.
 
     Raises:
-        BuildError: a model that TensorRT refuses, or that it cannot compile for a GPU of that kind.
+        BuildError: TensorRT refuses the model, or cannot compile it for that kind of GPU.
     """
     builder, network, reasons = parse(trt, model)
     if reasons:
@@ -88,7 +88,7 @@ def build(trt: Any, model: bytes, *, max_batch: int, capabilities: Sequence[str]
 
 
 def _logger(trt: Any) -> Any:
-    """Return the one logger of a process: TensorRT keeps the first it sees and ignores any other."""
+    """Return the logger of the process, since TensorRT keeps the first one and ignores others."""
     if trt.__name__ not in _loggers:
 
         class Lines(trt.ILogger):  # type: ignore[misc]

@@ -37,10 +37,10 @@ KNOWN_CAPABILITIES = {
 }
 """Compute capabilities that TensorRT 11 runs on."""
 DEFAULT_AHEAD = ("8.6", "8.9", "12.0")
-"""What TensorRT-RTX builds for when nobody names a device: the GPUs it was made for, RTX 30 to 50."""
+"""Default compute capabilities of TensorRT-RTX: RTX 30 to 50."""
 MODEL_FILE = "model.onnx"
 DEVICE_FILE = "device.engine"
-"""Built on the device: by the scripts beside it, or by `ready_engine`."""
+"""Engine built on the device, by the artifact's scripts or by `ready_engine`."""
 ABOUT_FILE = DEVICE_FILE + ".json"
 HOW = "sh build.sh, or python3 build_engine.py"
 _INSTALL = "On the device: python3 -m pip install {}, or name a Python that has it (JetPack's: /usr/bin/python3)."
@@ -56,7 +56,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Choice:
-    """The builder of the engine, for which GPUs, and why."""
+    """The builder of an engine, its GPUs, and the reason for the choice."""
 
     builder: str | None
     """`tensorrt`, `tensorrt-rtx`, or None: a bundle that is built on the device."""
@@ -106,13 +106,13 @@ def choose(capabilities: Sequence[str] = (), *, precision: str) -> Choice:
 
 
 def capabilities_of(ahead: Any) -> tuple[str, ...]:
-    """Return what this TensorRT-RTX builds for without a GPU, by its own list: `SM86` → `8.6`."""
+    """Return the compute capabilities that this TensorRT-RTX builds for without a GPU: `SM86` → `8.6`."""
     names = [name[2:] for name in dir(ahead.ComputeCapability) if name.startswith("SM")]
     return tuple(sorted((f"{name[:-1]}.{name[-1]}" for name in names), key=float))
 
 
 def runtime(name: str) -> Any | None:
-    """Return NVIDIA's Python module, or None where it is not installed or does not load."""
+    """Return NVIDIA's Python module, or None if it is not installed or cannot be imported."""
     try:
         return importlib.import_module(MODULES[name])
     except (ImportError, OSError):
@@ -120,7 +120,7 @@ def runtime(name: str) -> Any | None:
 
 
 def module(name: str) -> Any | None:
-    """Return NVIDIA's Python module, or None where there is none that builds engines; some packages only run them."""
+    """Return NVIDIA's Python module if it can build engines, else None; some packages only run them."""
     found = runtime(name)
     return found if hasattr(found, "OnnxParser") else None
 
@@ -142,7 +142,7 @@ def find_gpu() -> Gpu | None:
 
 
 def describe() -> str:
-    """Return what builds TensorRT engines here, for `edgekd doctor`."""
+    """Return the builder of TensorRT engines on this machine as text for `edgekd doctor`."""
     choice = choose(precision="int8")
     if choice.builder is None:
         return f"bundles to build on the device ({choice.why})"
@@ -150,11 +150,11 @@ def describe() -> str:
 
 
 def check_tensorrt(details: Mapping[str, Any]) -> tuple[str, Any, Gpu]:
-    """Return who runs an artifact's engine on this device: builder's name, its module, the GPU.
+    """Return the builder's name, its module and the GPU for running an artifact's engine on this device.
 
     Args:
-        details: of `artifact.json`; those of an artifact with an engine name its `builder`, `builder_version` and
-            `compute_capabilities`.
+        details: `details` of `artifact.json`, with `builder`, `builder_version` and `compute_capabilities` if there is
+            an engine.
 
     Raises:
         EdgekdError: TensorRT, cuda-python or the GPU is missing, or the engine is for another GPU or version.
@@ -191,11 +191,11 @@ def check_tensorrt(details: Mapping[str, Any]) -> tuple[str, Any, Gpu]:
 def ready_engine(
     artifact: Mapping[str, Any], folder: Path, say: Callable[[str], None]
 ) -> dict[str, Any] | None:
-    """See to it that the artifact in `folder` has an engine for this device.
+    """Build an engine for this device if the artifact in `folder` has none.
 
     Returns:
-        What was built here, now or before: `builder`, `version`, `gpu`, `compute_capability`, `seconds`, `sha256`.
-        None for an engine that came with the artifact, or that somebody else built in this folder.
+        Facts of the engine built here, now or before: `builder`, `version`, `gpu`, `compute_capability`, `seconds`,
+        `sha256`. None for an engine of the artifact, or one built by other means.
 
     Raises:
         EdgekdError: as `check_tensorrt`, or TensorRT refuses the model.
@@ -231,7 +231,7 @@ def ready_engine(
     scratch = folder / (DEVICE_FILE + ".part")
     scratch.write_bytes(plan)
     about = {**wanted, "seconds": seconds, "sha256": sha256_file(scratch)}
-    # An engine without the note that belongs to it would pass for somebody else's: at no moment is there one.
+    # An engine without its facts would look like one built by other means, so the facts are written first.
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     with written(folder / ABOUT_FILE, json.dumps(about).encode()):
@@ -242,7 +242,7 @@ def ready_engine(
 
 
 def _runtime(details: Mapping[str, Any]) -> tuple[str, Any]:
-    """Return the module that built the engine, or the first that can build one."""
+    """Return the module that built the engine, or the first one that can build engines."""
     builder = details.get("builder")
     if builder is not None and builder not in MODULES:
         raise EdgekdError(f"{builder} is no builder of engines.", "Copy the artifact again.")
@@ -270,7 +270,7 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def refuse_mismatch(details: Mapping[str, Any], gpu: Gpu, version: str) -> None:
-    """Refuse an engine of another kind of GPU or TensorRT version, before TensorRT fails with a message of its own."""
+    """Refuse an engine for another kind of GPU or TensorRT version, before TensorRT fails with a less clear message."""
     if gpu.capability not in details["compute_capabilities"]:
         raise NotHere(
             f"The engine was built for compute capability {', '.join(details['compute_capabilities'])}, "

@@ -89,7 +89,7 @@ def test_a_class_from_text_vectors(
     command("add", artifact, "blue", "--text-vector", tmp_path / "blue.npy")
     told = capsys.readouterr().out.splitlines()
     assert told[0] == "classes: red, green, blue"
-    assert told[1].startswith("blue: a class without images seldom wins")
+    assert told[1].startswith("blue: a class without images")
     assert open_session(artifact, threads=1).run(pictures()).argmax(axis=1).tolist() == [0, 1, 2]
     command("remove", artifact, "blue")
     assert capsys.readouterr().out == "classes: red, green\n"
@@ -113,7 +113,7 @@ def test_a_class_by_name_needs_the_teacher_of_the_run(
         np.testing.assert_array_equal(bank.vectors[2], [0, 0, 1])
         return bank.facts["added"][0]
 
-    with pytest.raises(EdgekdError, match="is not the teacher in whose space"):
+    with pytest.raises(EdgekdError, match="is not the teacher of"):
         edgekd.add_class(artifact, "blue", teacher=f"local-dir:{tiny_teacher}")
     monkeypatch.setattr(teachers, "load_teacher", lambda spec: Teacher() if spec == "toy" else None)
     edgekd.add_class(artifact, "blue")
@@ -136,7 +136,7 @@ def test_what_cannot_be_added_is_one_sentence(artifact: Path, photos: Path, tmp_
         ({"images": [tmp_path / "empty"]}, "There are no images"),
         ({"images": [tmp_path / "nowhere"]}, "There is no image at"),
         ({"images": [tmp_path / "torn.png"]}, "An image cannot be read"),
-        ({"text_vector": tmp_path / "wide.npy"}, "do not fit into a space of 3"),
+        ({"text_vector": tmp_path / "wide.npy"}, "do not fit a space of 3"),
         ({"text_vector": tmp_path / "words.npy"}, "holds no vector of floats"),
         ({"images": [photos], "teacher": "toy"}, "one source"),
         ({"images": [photos], "descriptions": "d.txt"}, "not used"),
@@ -149,7 +149,7 @@ def test_what_cannot_be_added_is_one_sentence(artifact: Path, photos: Path, tmp_
     logits = write_artifact(tmp_path / "logits")
     with pytest.raises(EdgekdError, match="ends in the logits of fixed classes"):
         edgekd.add_class(logits, "blue", images=[photos])
-    with pytest.raises(EdgekdError, match="gives no embedding"):
+    with pytest.raises(EdgekdError, match="no embedding"):
         open_session(logits).embed(pictures())
 
 
@@ -176,8 +176,8 @@ def test_the_agent_adds_a_class_on_the_device_and_recognises_it(
     logits = write_artifact(tmp_path / "logits")
     shutil.copy(logits / "model.onnx", other / "model.onnx")
     for words, message in (
-        (("add", str(logits), "blue", str(photos)), "gives no embedding."),
-        (("add", str(artifact), "red", str(photos)), 'has the class "red" already'),
+        (("add", str(logits), "blue", str(photos)), "no embedding."),
+        (("add", str(artifact), "red", str(photos)), 'the class "red"'),
         (("classify", str(tmp_path / "nowhere"), "x.png"), "There is no artifact"),
         (("add", str(other), "grey", str(photos)), "is not the file that was exported"),
     ):

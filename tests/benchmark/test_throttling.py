@@ -165,7 +165,7 @@ def test_sensors_that_cannot_be_read_are_refused(
         raise PermissionError(13, "Permission denied", "/sys/class/powercap/intel-rapl:0/energy_uj")
 
     monkeypatch.setattr(energy, "_rapl", lambda root: Sensor("rapl", "", (Source(refused, True),)))
-    with pytest.raises(EdgekdError, match=r"not be read by this user \(/sys/class/powercap"):
+    with pytest.raises(EdgekdError, match=r"may not read the sensor rapl \(/sys/class/powercap"):
         open_sensor("rapl", tmp_path)
 
 

@@ -135,7 +135,7 @@ def test_weak_int8_fails_the_gate_and_the_hint_leads_on(fp32: Path, tmp_path: Pa
         ("fp32", {"parity_images": pictures(1)[:0]}, "no images for the parity check"),
         ("int4", {}, 'no precision "int4"'),
         ("int8", {"calibrator": "mes"}, 'no calibrator "mes". Did you mean "mse"'),
-        ("fp16", {"calibrator": "mse"}, "no ranges to choose"),
+        ("fp16", {"calibrator": "mse"}, "no calibrator"),
         ("int8", {"calibrator": "mse", "target": "openvino"}, "openvino has no calibrator"),
         ("fp32", {"min_agreement": 50}, "--min-agreement"),
         ("fp32", {"target": "onnxruntim"}, "There is no target"),

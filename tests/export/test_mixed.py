@@ -150,7 +150,7 @@ def test_the_last_resort_is_float_and_is_called_so(
     assert len(found["mixed"]["kept_in_float"]) == 6
     assert found["quantized_layers"] == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "hardly INT8 any more: none of 5 layers" in said
+    assert "0 of 5 layers are in INT8" in said
 
 
 def test_a_search_out_of_time_takes_the_others_as_they_come(fp32: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_files_of_a_fixed_batch_are_run_in_batches_or_refused(tmp_path: Path) ->
     suite = Suite("id", write_images(tmp_path / "images", 7), np.arange(7))
     wanted, logits = predict_suite([artifact_subject(folder) for folder in folders], suite, batch=4)
     np.testing.assert_allclose(logits, wanted, rtol=1e-6)
-    with pytest.raises(EdgekdError, match="takes exactly 4 images at a time"):
+    with pytest.raises(EdgekdError, match="fixed batch of 4"):
         open_session(write_artifact(tmp_path / "four", batch=4), threads=1)
     pieces: list[int] = []
 
@@ -154,12 +154,12 @@ def test_names_and_vectors_that_do_not_fit_are_refused() -> None:
             bank.with_class(name, vector, {})
     with pytest.raises(EdgekdError, match='has the class "Red"'):
         bank.with_class("Red", vector, {})
-    with pytest.raises(EdgekdError, match="do not fit into a space of 3 dimensions"):
+    with pytest.raises(EdgekdError, match="do not fit a space of 3 dimensions"):
         bank.of_text(np.ones(4))
     for broken in (np.zeros(3), np.array([np.nan, 1, 1])):
         with pytest.raises(EdgekdError, match="zero or not finite"):
             bank.of_text(broken)
-    with pytest.raises(EdgekdError, match='"red" is no class that was added'):
+    with pytest.raises(EdgekdError, match='"red" is not an added class'):
         bank.without_class("red")
     assert add_blue(bank).without_class("blue").to_bytes() == bank.to_bytes()
 
@@ -175,7 +175,7 @@ def test_changing_keeps_the_artifact_whole(tmp_path: Path) -> None:
         change_bank(folder, add_blue)
         return bank.with_class("grey", np.ones(3, dtype=np.float32), {"by": "test"})
 
-    with pytest.raises(EdgekdError, match="Somebody else changed"):
+    with pytest.raises(EdgekdError, match="changed at the same time"):
         change_bank(folder, slow)
     artifact = read_artifact(folder)  # checks every hash
     assert artifact.classes == ("red", "green", "blue")
@@ -186,11 +186,11 @@ def test_changing_keeps_the_artifact_whole(tmp_path: Path) -> None:
     [entry] = read_bank(folder / artifact.bank).facts["added"]
     assert entry["class"] == "blue"
     (folder / artifact.bank).write_bytes(red_and_green().to_bytes())
-    with pytest.raises(EdgekdError, match="is not the file that artifact"):
+    with pytest.raises(EdgekdError, match="does not match artifact"):
         change_bank(folder, add_blue)
     manifest = json.loads((folder / "artifact.json").read_text())
     (folder / "artifact.json").write_text(json.dumps({**manifest, "bank": None}))
-    with pytest.raises(EdgekdError, match="ends in the logits of fixed classes"):
+    with pytest.raises(EdgekdError, match="fixed classes"):
         change_bank(folder, add_blue)
     with pytest.raises(EdgekdError, match="There is no artifact"):
         change_bank(tmp_path / "nowhere", add_blue)
@@ -253,7 +253,7 @@ def test_the_report_states_where_nodes_ran_and_none_is_written_of_a_fallback(
         suites = id_and_ood(paint_images())
         return run_benchmark(subjects, suites, tmp_path / "out", speed=SHORT)
 
-    with pytest.raises(EdgekdError, match="fell back: 1 of 2 nodes on CPUExecutionProvider"):
+    with pytest.raises(EdgekdError, match="1 of 2 nodes on CPUExecutionProvider"):
         placed(Placement("CUDA", {"CUDA": {"Conv": 1}, CPU: {"Resize": 1}}, "a test"))
     assert not (tmp_path / "out").exists()
     told = Placement(CPU, {CPU: {"Conv": 12, "Add": 3}}, "ONNX Runtime's profile")

@@ -1,1 +1,1 @@
-"""Joins runs with the packages `export` and `targets`: embeddings with class vectors, verification, `edgekd vl`."""
+"""Work on exported files: class banks, verification, the Hub, test kits, `edgekd vl`."""

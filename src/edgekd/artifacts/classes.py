@@ -1,4 +1,4 @@
-"""A class more, or one less again, in an artifact that ends in an embedding: on the workstation."""
+"""Add classes to an artifact that ends in an embedding, or remove them, on the workstation."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def remove(folder: Path, name: str) -> Artifact:
 def _from_teacher(
     bank: ClassBank, name: str, spec: str | None, descriptions: str | None
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """Return the class's vector by the run's own prompts, and how it was made."""
+    """Return the class vector for the run's prompts, and its provenance."""
     from edgekd.distill.models.teachers import load_teacher
     from edgekd.distill.text_files import descriptions_for
 
     model = load_teacher(spec or bank.facts["teacher"])
     if model.id != bank.facts["teacher_id"]:
         raise EdgekdError(
-            f"{spec or bank.facts['teacher']} is not the teacher in whose space this artifact embeds.",
+            f"{spec or bank.facts['teacher']} is not the teacher of this artifact.",
             f"It was distilled from {bank.facts['teacher']}; give its current place: --teacher SPEC.",
         )
     described = descriptions_for(descriptions, [name]) if descriptions else None
@@ -79,7 +79,7 @@ def _from_teacher(
 
 
 def _read_vector(path: Path) -> NDArray[np.float32]:
-    """Return the teacher's text vectors of one class, `[D]` or `[prompts, D]`, as `numpy.save` writes them."""
+    """Read the teacher's text vectors of one class, `[D]` or `[prompts, D]`, from a .npy file."""
     found = read_array(path, "text vector", "Write it with numpy.save.")
     if found.dtype.kind != "f" or found.ndim not in (1, 2):
         raise EdgekdError(

@@ -1,4 +1,4 @@
-"""A run's student as a file that ends in an embedding, and the class vectors that make logits of it."""
+"""Export graphs of students that end in an embedding, and their class banks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from edgekd.export.graph import Deployable, UnitHead
 from edgekd.targets.bank import ClassBank
 
 FITTED_ON = 1024
-"""Validation images at most that the factor on cosines is fitted on."""
+"""Maximum number of validation images for fitting the logit scale."""
 
 
 def check_embeds(loaded: LoadedRun) -> None:
-    """Refuse a run whose classes are no text vectors in its teacher's space: nothing could be added to them."""
+    """Refuse a run whose head is not made of text vectors, since no class could be added to it."""
     if not loaded.student.embeds or loaded.student.head is not None or loaded.bank is None:
         raise EdgekdError(
             f"{loaded.run.name} was trained with {loaded.run.recipe}, whose classifier is trained for its classes "
@@ -31,7 +31,7 @@ def check_embeds(loaded: LoadedRun) -> None:
 
 
 def embedding_with_bank(loaded: LoadedRun, data: str | None) -> tuple[Deployable, ClassBank]:
-    """Return the graph, and the bank of the run's classes with its factor fitted on source validation.
+    """Return the graph, and the bank of the run's classes with a logit scale fitted on source validation.
 
     Cosines are not the scores that the exported classifier gives, so its temperature does not fit them.
     """
@@ -48,16 +48,14 @@ def embedding_with_bank(loaded: LoadedRun, data: str | None) -> tuple[Deployable
     vectors = loaded.vectors
     assert vectors is not None
     targets = torch.from_numpy(images.labels[chosen])
-    if (
-        loaded.run.data == NO_DATA
-    ):  # the student's own scale stands for labels, which there are none of
+    if loaded.run.data == NO_DATA:  # without labels, the student's own scale is the target
         targets = softmax(float(loaded.student.scale) * raw @ vectors.T, dim=1)
     scale = fit_scale(normalize(raw, dim=1) @ vectors.T, targets)
     return embedding_model(loaded, float(raw.norm(dim=1).mean())), class_bank(loaded, scale)
 
 
 def embedding_model(loaded: LoadedRun, length: float = 1.0) -> Deployable:
-    """Return the graph that ends in a unit embedding; `length` as `UnitHead` takes it."""
+    """Return the graph that ends in a unit embedding; `length` as in `UnitHead`."""
     assert loaded.bank is not None
     dim = loaded.bank.vectors.shape[1]
     head = UnitHead(loaded.student.projector, dim, length)
@@ -65,7 +63,7 @@ def embedding_model(loaded: LoadedRun, length: float = 1.0) -> Deployable:
 
 
 def class_bank(loaded: LoadedRun, scale: float) -> ClassBank:
-    """Return the run's classes as an artifact carries them; `scale` is the factor on cosines."""
+    """Return the class bank of the run; `scale` is the factor on cosines."""
     bank = loaded.bank
     assert bank is not None
     return ClassBank(

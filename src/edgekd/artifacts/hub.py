@@ -1,4 +1,4 @@
-"""`edgekd push` and `edgekd pull`: a model to the Hugging Face Hub and back."""
+"""`edgekd push` and `edgekd pull`: upload a model to the Hugging Face Hub, and download it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FILES = re.compile(
     r"README\.md|labels\.txt|(preprocessor_)?config\.json|model\.safetensors|onnx/[^/]+\.onnx"
     r"|artifacts/[^/]+/.+"
 )
-"""What a pull takes: no pickles, no programs for transformers' `trust_remote_code`."""
+"""Files that a pull downloads: no pickles, no programs for transformers' `trust_remote_code`."""
 _TOKEN = "Log in with hf auth login, or set HF_TOKEN; a token with the right to write is made in the Hub's settings."
 
 
@@ -37,7 +37,7 @@ def push(config: PushConfig) -> str:
     if not is_run and not (folder / "artifact.json").is_file():
         raise EdgekdError(
             f"There is neither a run nor an exported file at {folder}.",
-            "Name a folder that edgekd train or edgekd export has written.",
+            "Give a folder written by edgekd train or edgekd export.",
         )
     if get_token() is None:
         raise EdgekdError("The Hub takes uploads with a token, and there is none.", _TOKEN)
@@ -91,7 +91,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _check(folder: Path) -> None:
-    """Check what was downloaded with the readers that use it later; an `EdgekdError` leaves nothing behind."""
+    """Check the downloaded files with their readers; on an `EdgekdError` nothing is kept."""
     for path in sorted(folder.glob("*.json")):
         read_object(path, "downloaded configuration")
     for path in folder.glob("*.safetensors"):
@@ -120,7 +120,7 @@ def _check_repo(repo: str) -> None:
 
 @contextlib.contextmanager
 def _hub_errors(repo: str) -> Iterator[None]:
-    """Make every failure of the Hub and its client in the block one `EdgekdError`, and hide the client's bars."""
+    """Turn every error of the Hub and its client into an `EdgekdError`, and hide the client's progress bars."""
     from huggingface_hub import errors
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 

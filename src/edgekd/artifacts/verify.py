@@ -1,4 +1,4 @@
-"""Is an artifact still what the student computes? The parity check of the export at any time, link by link."""
+"""Repeat the parity check of an artifact, step by step."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ ToLogits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 def verify_artifact(folder: Path, data: str | None = None) -> list[dict[str, Any]]:
-    """Compare the logits along the chain torch student → fp32 ONNX → artifact, then over the whole of it.
+    """Compare the logits along the chain torch student → fp32 ONNX → artifact, and over the whole chain.
 
-    In its run's folder an artifact is compared with the run's student, on the images of the export. Anywhere else with
-    the student's outputs on these images at its export (`parity.npz`); `data` is their folder now.
+    In its run's folder, an artifact is compared with the run's student on the images of the export. Elsewhere it is
+    compared with the student's stored outputs for these images (`parity.npz`); `data` is their current folder.
 
     Returns:
-        One mapping per link: `link` (its name), the numbers of `parity.compare`, `passed`, and `reason` where it broke.
+        One mapping per step: `link` (its name), the numbers of `parity.compare`, `passed`, and `reason` if it failed.
 
     Raises:
-        EdgekdError: no artifact or an altered one, no images to compare on, or a runtime that does not exist here.
+        EdgekdError: the artifact is missing or altered, there are no images, or the runtime is not available.
     """
     if (folder / "run.json").is_file() and not (folder / "artifact.json").is_file():
         beside = sorted(path.parent.name for path in folder.glob("artifacts/[!.]*/artifact.json"))
@@ -131,7 +131,7 @@ def _alone(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str,
 def _exported(
     candidate: NDArray[np.float32], reference: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Return logits of the classes that the artifact was exported with; classes added since are behind them."""
+    """Return logits of the exported classes, without added ones."""
     return candidate[:, : reference.shape[1]]
 
 
@@ -142,7 +142,7 @@ def _fp32_onnx(
     to_logits: ToLogits,
     pixels: NDArray[np.uint8],
 ) -> NDArray[np.float32]:
-    """Return logits of the fp32 ONNX artifact of the same student, or of one made for the purpose."""
+    """Return logits of the fp32 ONNX artifact of the same student, or of a temporary one."""
     if (beside / "artifact.json").is_file():
         artifact = read_artifact(beside)
         if artifact.source.get("student_sha256") == run.student_sha256:

@@ -27,7 +27,7 @@ def train_vl(config: VlTrainConfig) -> VlRun:
 
 @verb(VlEvaluateConfig)
 def evaluate_vl(config: VlEvaluateConfig) -> list[dict[str, Any]]:
-    """Measure accuracy on the examples that did not train, of the torch student or its exported file."""
+    """Measure the accuracy of the torch student or its exported file on the test examples."""
     from edgekd.distill.vl.run import evaluate_vl, load_vl_run
     from edgekd.export.vl import open_vl
 
@@ -44,7 +44,7 @@ def evaluate_vl(config: VlEvaluateConfig) -> list[dict[str, Any]]:
 
 
 def artifact_folder(run: Path) -> Path:
-    """Return where a run's exported file is."""
+    """Return the folder of a run's exported file."""
     return run / "artifacts" / artifact_name(DEFAULT_TARGET, "fp32")
 
 
@@ -59,7 +59,7 @@ def export_vl(config: VlExportConfig) -> dict[str, Any]:
     trained = loaded.config
     if trained.blind:
         raise EdgekdError(
-            "A student that does not look at the picture is a control, not a product.",
+            "A student without pictures (question-only) is a control and cannot be exported.",
             "Train another.",
         )
     known, split = load_examples(trained, config.data)

@@ -61,9 +61,9 @@ class FileOptions(Config):
     compute_capability: str | None = option(default=None, group="Device")
     """TensorRT: compute capabilities to build for, for example 8.6,8.9."""
     deployment_target: str | None = option(default=None, group="Device")
-    """Core ML: oldest system to run on. Default: iOS17."""
+    """Core ML: minimum system version. Default: iOS17."""
     inference_precision: Literal["f32", "bf16", "f16"] | None = option(default=None, group="Device")
-    """OpenVINO, with --fp16 or --int8: what float layers compute in: f32, bf16 or f16. Default: f32."""
+    """OpenVINO with --fp16 or --int8: precision of float layers: f32, bf16 or f16. Default: f32."""
     padding: bool | None = option(default=None, group="Device")
     """ONNX Runtime with --int8: pad the channels of depthwise convolutions to a multiple of 16, which the int8 kernels
     of x86 processors need to be fast. Default: yes."""

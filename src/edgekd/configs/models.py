@@ -33,18 +33,18 @@ class DemoConfig(Config):
     model: AnyPath = option(kw_only=False)
     """Run folder (for teacher, student and every exported file) or artifact folder."""
     port: int = option(default=8765, ge=0, le=65535)
-    """Port on this machine; 0 takes a free one."""
+    """Port on this machine; 0 selects a free one."""
 
 
 class PushConfig(Config):
     """A model for the Hub."""
 
     model: AnyPath = option(kw_only=False)
-    """Run folder (student, exported files, newest benchmark's model card) or artifact folder (that file alone)."""
+    """Run folder (uploads student, exported files and the newest model card) or artifact folder (uploads that file)."""
     repo: str = option(kw_only=False)
-    """ORG/NAME on the Hub; created where it is not there yet."""
+    """Repository on the Hub, ORG/NAME; created if it does not exist."""
     private: bool = False
-    """Create it as a private repository."""
+    """Create a private repository."""
 
 
 class PullConfig(Config):
@@ -64,4 +64,4 @@ class FetchConfig(Config):
     students: Items = option(default=(), kw_only=False)
     """Friendly or timm names."""
     to: AnyPath
-    """Folder to write into; what it holds already stays as it is."""
+    """Folder to write to; existing files in it are not changed."""

@@ -36,10 +36,10 @@ class StudyOptions(Config):
     recipes: Words = option(default=("erm", "kd", "edgekd"), kw_only=False, flag="--recipes")
     """Recipes to compare, separated by commas (see edgekd list recipes). NAME=RECIPE gives one another name."""
     protocol: Literal["lodo", "class-disjoint", "k-shot", "low-shot", "adapt"] = "lodo"
-    """lodo (unseen domains), adapt (unlabelled images of them), class-disjoint (classes), k-shot (a few images of such
-    classes) or low-shot (labels)."""
+    """lodo (unseen domains), adapt (unlabelled images of unseen domains), class-disjoint (unseen classes), k-shot (a
+    few images of unseen classes) or low-shot (few labels)."""
     seeds: int = option(default=3, ge=1)
-    """How many seeds, from 0."""
+    """Number of seeds, starting at 0."""
     test_domains: Words = option(default=())
     """Domains to leave out in turn, separated by commas. Default: all; the last for low-shot."""
     unseen_classes: Words = option(default=())
@@ -53,9 +53,9 @@ class StudyOptions(Config):
     baseline: str | None = None
     """Recipe to compare the others with. Default: erm, or the first."""
     oracle: bool = False
-    """lodo, low-shot: beside each result the best step's, chosen on the unseen images."""
+    """lodo, low-shot: also report the result of the best step, chosen on the unseen images."""
     jobs: int = option(default=1, ge=1)
-    """Cells side by side, in processes that share cores and GPUs."""
+    """Number of cells to run in parallel, in processes that share cores and GPUs."""
     part: str | None = option(default=None)
     """Run only the i-th of n parts of the cells (i/n), for a job array. The command without --part makes the tables."""
     keep: bool = False

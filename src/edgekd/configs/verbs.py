@@ -83,7 +83,7 @@ def _signature(model: type[Config], function: Callable[..., Any]) -> inspect.Sig
 
 
 def _named(call: Callable[..., Any], args: Sequence[Any]) -> dict[str, Any]:
-    """Return positional arguments by their names."""
+    """Map positional arguments to their names."""
     found = inspect.signature(call).bind_partial(*args).arguments
     if "paths" not in found:
         return found

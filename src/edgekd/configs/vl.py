@@ -43,9 +43,9 @@ class VlDataOptions(Config):
     """vqa: easy-vqa. ve and choice: images as for edgekd train, whose class and domain names become synthetic
     sentences. Default: easy-vqa; toy for ve and choice."""
     test_domain: str = "none"
-    """Domain to leave out as unseen (easy-vqa: held-out, six colour-shape pairs)."""
+    """Domain to leave out as the unseen test (easy-vqa: held-out, six colour-shape pairs)."""
     fraction: float = option(default=1.0, gt=0, le=1)
-    """Share of the training pictures, for example 0.01."""
+    """Fraction of the training pictures, for example 0.01."""
     split_seed: int = option(default=0, ge=0)
     """Seed of the train/val/test split."""
 

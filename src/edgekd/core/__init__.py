@@ -1,1 +1,1 @@
-"""What all packages share: errors, console, files and their safe readers, manifests, preprocessing."""
+"""Code shared by all packages: errors, console, files and their safe readers, manifests, preprocessing."""

@@ -1,4 +1,4 @@
-"""A map over a stream whose work runs ahead in threads."""
+"""Map a function over a stream with threads that work ahead."""
 
 from __future__ import annotations
 

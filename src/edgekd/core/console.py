@@ -1,4 +1,4 @@
-"""What the user sees. Everything goes to stderr but a command's result; only process 0 prints."""
+"""Console output of process 0: results of commands go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ err = _Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def open_streams() -> None:
-    """Give the process the standard streams that its caller closed (`>&-`), and let no character stop it."""
+    """Open closed standard streams (`>&-`), and make them accept any character."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             try:
@@ -43,12 +43,12 @@ def open_streams() -> None:
 
 
 def clean(text: str) -> str:
-    """Return lines of text without control characters, whatever a file has put into them."""
+    """Return lines of text without control characters."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def shell_word(path: Path | str) -> str:
-    """Return a path as a word of a command that the user may copy: quoted, and never an option."""
+    """Return a path for a command that the user may copy: quoted, and never an option."""
     text = str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
@@ -57,7 +57,7 @@ _rank = 0
 
 
 def set_rank(rank: int) -> None:
-    """Record which of the processes of a launch this is, from 0; called by `edgekd.distill.launch` only."""
+    """Set the rank of this process in a launch; called only by `edgekd.distill.launch`."""
     global _rank
     _rank = rank
 
@@ -74,13 +74,13 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Print a line that the user should read."""
+    """Print a warning."""
     if is_main_process():
         err.print(f"warning: {clean(text)}", style="yellow", markup=False)
 
 
 class Tally:
-    """Counts of what was left out, by reason, with an example of each."""
+    """Counts of skipped items by reason, with an example of each."""
 
     def __init__(self) -> None:
         self.reasons: Counter[str] = Counter()
@@ -95,7 +95,7 @@ class Tally:
         return ", ".join(f"{count} × {reason}" for reason, count in self.reasons.most_common(3))
 
     def warn(self, what: str) -> None:
-        """Warn of all counts in one line that begins with `what`; without any, do nothing."""
+        """Warn of all counts in one line that starts with `what`, if there are any."""
         if self.reasons:
             parts = [
                 f"{count} × {reason} (for example {self.examples[reason]})"
@@ -105,7 +105,7 @@ class Tally:
 
 
 def result(*lines: str) -> None:
-    """Print the last lines of a command: where the result is, and the next command."""
+    """Print the result of a command, such as its place and the next command."""
     if is_main_process():
         for line in lines:
             out.print(clean(line), markup=False)

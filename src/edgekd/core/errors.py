@@ -1,4 +1,4 @@
-"""What can go wrong through no fault of edgekd: one sentence, one hint, exit code 2 (1 for a failed gate)."""
+"""Errors for users: one sentence, one hint, and exit code 2 (1 for a failed gate)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EdgekdError(Exception):
 
 
 class NotHere(EdgekdError):
-    """An artifact is sound, but its runtime does not exist on this machine."""
+    """The runtime of a valid artifact is not on this machine."""
 
 
 def optional(module: str, extra: str, what: str) -> Any:
@@ -41,16 +41,16 @@ def optional(module: str, extra: str, what: str) -> Any:
 
 
 class GateFailed(EdgekdError):
-    """A parity or accuracy gate failed: everything ran, the result is not good enough."""
+    """A parity or accuracy gate failed."""
 
     exit_code = 1
 
 
-_GO_ON = "A training run goes on with --resume, a study with the same command."
+_GO_ON = "Resume a training with --resume, and a study with the same command."
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ended the command. Not an `EdgekdError`: what goes on after a mistake does not go on after a signal.
+    """A signal stopped the command. It is not an `EdgekdError`, so code that continues after errors stops as well.
 
     `number` is SIGINT or SIGTERM.
     """
@@ -60,7 +60,7 @@ class Stopped(KeyboardInterrupt):
         self.message = message
         self.hint = hint
         self.exit_code = 128 + number
-        """As shells count it: 130 or 143."""
+        """Exit code as in shells: 130 or 143."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Writing that cannot leave half a file behind, the cache folder, and hashes of what was written."""
+"""Atomic writes, the cache folder, and hashes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ABANDONED_S = 24 * 3600
 
 
 def cache_root() -> Path:
-    """Return folder of everything that can be made again: `$EDGEKD_CACHE`, else the platform's user cache."""
+    """Return the cache folder: `$EDGEKD_CACHE`, else the platform's user cache."""
     chosen = os.environ.get("EDGEKD_CACHE")
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("edgekd"))
 
@@ -102,7 +102,7 @@ def read_index(name: str, kind: type[Stored]) -> Stored | None:
     from pydantic import TypeAdapter
 
     path = cache_root() / "index" / name
-    if not os.path.exists(path):  # or this user may not read its folder
+    if not os.path.exists(path):  # or its folder is not readable
         return None
     try:
         digest, _, body = read_text(path, "index of images").partition("\n")
@@ -115,7 +115,7 @@ def read_index(name: str, kind: type[Stored]) -> Stored | None:
 
 
 def write_index(name: str, value: Any) -> None:
-    """Store what was found in a source of images, as JSON behind its hash; a failure is a warning."""
+    """Store the index of a source of images as JSON with a hash; warn on failure."""
     path = cache_root() / "index" / name
     body = json.dumps(value)
     try:
@@ -138,25 +138,25 @@ def disk_errors(path: Path) -> Iterator[None]:
             ) from error
         if number == errno.EFBIG:
             raise EdgekdError(
-                f"{path} would be larger than a file may be there.",
-                "Raise the limit (ulimit -f), or use a disk without one, as FAT32 has.",
+                f"{path} would exceed the maximum file size.",
+                "Raise the limit (ulimit -f), or use a file system without one (FAT32 has one).",
             ) from error
         if number in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise EdgekdError(
-                f"{path} cannot be written.", "Choose another folder or mend its permissions."
+                f"{path} cannot be written.", "Choose another folder or fix its permissions."
             ) from error
         raise
 
 
 def _number(error: OSError) -> int | None:
-    """Return the system's number of an error; `shutil.copytree` collects several and keeps no more than their words."""
+    """Return the errno of an error, also from the text of `shutil.copytree`'s collected errors."""
     number = re.search(r"\[Errno (\d+)\]", str(error)) if isinstance(error, shutil.Error) else None
     return int(number[1]) if number else error.errno
 
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Yield a folder in the system's temporary place, gone afterwards; where that is full, the error names it."""
+    """Yield a temporary folder, which is removed afterwards; errors of a full disk name it."""
     with (
         disk_errors(Path(tempfile.gettempdir())),
         tempfile.TemporaryDirectory(prefix="edgekd-") as name,
@@ -166,9 +166,9 @@ def scratch_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path for a file beside `path`; on success it becomes `path` in one rename, else it is removed.
+    """Yield a temporary path next to `path`, which is renamed to `path` on success and removed otherwise.
 
-    A killed process leaves at most a `.tmp-*` file that nothing reads; `sweep` removes it.
+    A killed process leaves at most an unused `.tmp-*` file, which `sweep` removes.
     """
     path = Path(path)
     with disk_errors(path):
@@ -184,23 +184,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed processes left of `replacing` or `publishing` of `path`, if nothing in it changed for a day.
+    """Remove temporary files of killed processes for `path` that have not changed for a day.
 
-    A day, because somebody else may be writing the same path just now, on another machine even.
+    Newer ones may belong to another process or machine that is writing the same path.
     """
     ours = re.compile(rf"\.tmp-[0-9a-f]{{12}}-{re.escape(path.name)}")
     for left in [entry for entry in path.parent.glob(".tmp-*") if ours.fullmatch(entry.name)]:
-        with contextlib.suppress(FileNotFoundError):  # somebody else sweeps too
+        with contextlib.suppress(FileNotFoundError):  # removed by another process
             newest = max(entry.lstat().st_mtime for entry in (left, *left.rglob("*")))
             if time.time() - newest > _ABANDONED_S:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write bytes in one step.
+    """Write bytes atomically.
 
-    Files that torch, safetensors and numpy write themselves fail on a full disk with errors that do not name the cause:
-    let them write to memory and hand the bytes over.
+    torch, safetensors and numpy give unclear errors on a full disk, so let them write to memory and pass the bytes.
     """
     with replacing(path) as scratch:
         scratch.write_bytes(data)
@@ -212,7 +211,7 @@ def write_text(path: Path, text: str) -> None:
         data = text.encode()
     except UnicodeEncodeError as error:
         raise EdgekdError(
-            f"{path} cannot be written: a file name in it is no UTF-8 text.",
+            f"{path} cannot be written, because a file name in it is not valid UTF-8.",
             "Rename that file or folder, or set PYTHONUTF8=1 where the names are UTF-8.",
         ) from error
     write_bytes(path, data)
@@ -230,7 +229,7 @@ def render_template(package: str, name: str, **values: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, indented, in one step; a number that is not finite, for which JSON has no word, becomes null."""
+    """Write indented JSON atomically; numbers that are not finite become null."""
     write_text(
         path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     )
@@ -245,7 +244,7 @@ def _finite(value: Any) -> Any:
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Return rows as CSV. A text cell that a spreadsheet would run as a formula gets an apostrophe before it."""
+    """Return rows as CSV. Text cells that a spreadsheet would run as a formula are prefixed with an apostrophe."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     for row in rows:
@@ -259,7 +258,7 @@ def _cell(cell: object) -> object:
 
 
 def short_hash(*parts: str) -> str:
-    """Return 16 hex digits over the parts, for names of folders and ids."""
+    """Return a hash of the parts as 16 hex digits, for names of folders and ids."""
     data = "\0".join(parts).encode(
         errors="surrogateescape"
     )  # a path may have bytes that are no UTF-8

@@ -1,4 +1,4 @@
-"""Output folders: one writer at a time, and nothing is removed that edgekd did not write."""
+"""Output folders with one writer at a time, in which only files of edgekd are removed."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from edgekd.core.files import disk_errors, sweep
 from edgekd.core.readers import read_json, read_text
 
 LOCK = ".running.lock"
-"""In a folder that grows while it is written: a run, a study."""
+"""Lock file of a folder that is filled step by step: a run, a study."""
 CLAIM = ".claim.lock"
-"""In a study's folder, held while its settings are written."""
+"""Lock file of a study's folder while its settings are written."""
 _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of folder that edgekd writes.
+    """A kind of output folder.
 
     Attributes:
         marker: the file by which such a folder is recognised.
@@ -79,15 +79,15 @@ class Kind:
         )
 
     def stopped_at_start(self, folder: Path) -> bool:
-        """Return whether a run ended before its first checkpoint: nothing in it can be continued or used."""
+        """Return whether a run ended before its first checkpoint, so that it cannot be resumed or used."""
         early = {self.marker, *self.early, *itertools.chain(*self.loggers.values())}
         return bool(self.early) and self.is_at(folder) and early.issuperset(self.owned(folder))
 
     def refuse(self, folder: Path, *, overwrite: bool) -> None:
-        """Check that `folder` may be written: absent, empty, or with `overwrite` an earlier one of this kind.
+        """Check that `folder` may be written: it is absent, empty, or with `overwrite` of this kind.
 
         Raises:
-            EdgekdError: it may not.
+            EdgekdError: it may not be written.
         """
         if not os.path.lexists(folder):
             return
@@ -136,19 +136,19 @@ REPORT = Kind(
     ),
 )  # fmt: skip
 MODEL = Kind("model", "", (), ())
-"""Of a pull or a fetch: no folder is taken for one, so none is ever replaced."""
+"""Kind of a pull or a fetch, which never replaces a folder."""
 PAGE = '<meta name="generator" content="edgekd'
-"""What an HTML page of edgekd contains."""
+"""Text that identifies an HTML page of edgekd."""
 BUNDLE = Kind("bundle", "README.txt", (), ())
 STUDY = Kind("study", "study.json", ("schema_version", "recipes"), ())
 COMPARISON = Kind("comparison", "comparison.html", (), ("comparison.md",), text=PAGE)
 
 
 def refuse_page(path: Path, *, overwrite: bool) -> None:
-    """Check that a page may be written to `path`: nothing is there, or with `overwrite` a page of edgekd.
+    """Check that a page may be written to `path`: it is absent, or with `overwrite` a page of edgekd.
 
     Raises:
-        EdgekdError: it may not.
+        EdgekdError: it may not be written.
     """
     if not os.path.lexists(path):
         return
@@ -180,13 +180,13 @@ def held(lock: Path, message: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def growing(folder: Path, kind: Kind, *, overwrite: bool, resume: bool = False) -> Iterator[None]:
-    """Claim a folder that is filled step by step, for the block; nothing in it is removed.
+    """Lock a folder that is filled step by step, without removing anything in it.
 
     Args:
-        resume: what is there is continued, so it is not checked.
+        resume: continue an existing folder, so its content is not checked.
 
     Raises:
-        EdgekdError: another process writes there, or `folder` may not be written.
+        EdgekdError: another process writes to `folder`, or it may not be written.
     """
     if not resume and not kind.stopped_at_start(folder):
         kind.refuse(folder, overwrite=overwrite)
@@ -197,7 +197,7 @@ def growing(folder: Path, kind: Kind, *, overwrite: bool, resume: bool = False) 
         try:
             yield
         except BaseException:
-            # What failed before it began to train leaves nothing that would refuse the same command.
+            # A run that failed before training leaves nothing that would block the same command.
             if kind.stopped_at_start(folder) and not (folder / "metrics.jsonl").exists():
                 clear(folder, kind)
             raise
@@ -209,10 +209,10 @@ def growing(folder: Path, kind: Kind, *, overwrite: bool, resume: bool = False) 
 
 
 def clear(folder: Path, kind: Kind, *, marker: bool = True) -> None:
-    """Remove what edgekd wrote into a folder of this kind, its marker last or not at all; everything else stays.
+    """Remove the files written by edgekd from a folder of this kind, the marker last or not at all.
 
     Raises:
-        EdgekdError: the folder holds something else.
+        EdgekdError: the folder is of another kind.
     """
     if not kind.is_at(folder):
         if _holds_anything(folder):
@@ -228,9 +228,9 @@ def clear(folder: Path, kind: Kind, *, marker: bool = True) -> None:
 
 @contextlib.contextmanager
 def publishing(folder: Path, kind: Kind, *, overwrite: bool) -> Iterator[Path]:
-    """Claim a folder that appears complete: yield a new folder beside it that becomes `folder` in one rename.
+    """Write a folder atomically: yield a new folder next to it, which is renamed to `folder` at the end.
 
-    An earlier folder of this kind is replaced only with `overwrite`; what edgekd did not write in it is kept.
+    An existing folder of this kind is replaced only with `overwrite`, and files of others in it are kept.
 
     Raises:
         EdgekdError: another process writes there, or `folder` may not be written; a result is then beside it.
@@ -246,7 +246,7 @@ def publishing(folder: Path, kind: Kind, *, overwrite: bool) -> Iterator[Path]:
     with disk_errors(folder), held(lock, f"Another process is writing {folder}."):
         for old in folder.parent.glob(f".old-*-{folder.name}"):
             if re.fullmatch(rf"\.old-[0-9a-f]{{12}}-{re.escape(folder.name)}", old.name):
-                _settle_old(old, folder, kind)  # a killed process stopped between two renames
+                _settle_old(old, folder, kind)  # a process was killed between two renames
         kind.refuse(folder, overwrite=overwrite)
         sweep(folder)
         scratch = folder.with_name(f".tmp-{uuid.uuid4().hex[:12]}-{folder.name}")
@@ -287,7 +287,7 @@ def _put(scratch: Path, folder: Path, kind: Kind, *, overwrite: bool) -> None:
 
 
 def _settle_old(old: Path, folder: Path, kind: Kind) -> None:
-    """Remove a replaced folder, once what edgekd did not write is in the new one; undo where there is no new one."""
+    """Remove a replaced folder after moving foreign files to the new one; restore it if there is no new one."""
     if not os.path.lexists(folder):
         os.rename(old, folder)
         return
@@ -303,7 +303,7 @@ def _holds_anything(folder: Path) -> bool:
 
 
 def _fields(marker: Path) -> dict[str, Any]:
-    """Return the fields of a marker that is a JSON object; none of anything else."""
+    """Return the fields of a marker that is a JSON object; empty for any other marker."""
     try:
         found = read_json(marker, "marker of a folder")
     except EdgekdError:

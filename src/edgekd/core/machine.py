@@ -1,6 +1,6 @@
-"""Facts about this machine that influence a latency, and nothing that names its owner.
+"""Facts about this machine that influence latency, without identifying its owner.
 
-The device agent carries this module: Python 3.9 and the standard library.
+Part of the device agent: Python 3.9 and the standard library.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16",
             "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve")  # fmt: skip
-"""CPU flags that decide which INT8 and FP16 kernels a runtime can take, as Linux names them."""
+"""CPU flags (Linux names) that determine the INT8 and FP16 kernels of a runtime."""
 
 PACKAGES = ("edgekd", "onnxruntime", "openvino", "ai-edge-litert", "tensorrt", "tensorrt-rtx-cu13",
             "cuda-bindings", "numpy", "pillow", "torch")  # fmt: skip
@@ -67,7 +67,7 @@ def state(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def processor_seconds(stat: Path = Path("/proc/stat")) -> tuple[float, float, float] | None:
-    """Return seconds of all cores since the start: at work, stolen by a hypervisor, in all; None off Linux."""
+    """Return seconds of all cores since boot: busy, stolen by a hypervisor, total; None on other systems than Linux."""
     line = (_read(stat) or "").partition("\n")[0].split()
     if len(line) < 9 or line[0] != "cpu" or not all(field.isdigit() for field in line[1:9]):
         return None
@@ -82,7 +82,7 @@ def other_work(
     after: tuple[float, float, float] | None,
     own_s: float,
 ) -> tuple[float, float] | None:
-    """Return shares 0–1 of all cores' time that went to other processes, and to other machines of a hypervisor.
+    """Return the shares 0–1 of all cores' time used by other processes, and by other machines of a hypervisor.
 
     Args:
         before, after: `processor_seconds` at both ends of a stretch of time; None gives None.
@@ -109,7 +109,7 @@ def in_cores(count: int) -> str:
 def peak_rss_mb() -> float | None:
     """Return the largest resident memory of this process so far, in 10^6 bytes.
 
-    Linux's own high-water mark first: the value of getrusage can be that of the parent before `exec`.
+    Prefers Linux's high-water mark, since the value of getrusage can be that of the parent before `exec`.
     """
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as handle:
@@ -146,13 +146,13 @@ def _cpu() -> tuple[str, frozenset[str]]:
 
 
 def _integers(paths: Iterable[Path]) -> list[int]:
-    """Return the integers in those files that can be read: a zone whose sensor sleeps gives an error."""
+    """Return the integers in the readable files; sleeping sensors give errors."""
     texts = [_read(path) for path in paths]
     return [int(text) for text in texts if text and text.lstrip("-").isdigit()]
 
 
 def _asked(*command: str) -> str | None:
-    """Return what a tool of the board prints; None where there is none or it does not respond."""
+    """Return the output of a tool of the board; None if it is missing or does not respond."""
     if shutil.which(command[0]) is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Manifests of the two folders that packages exchange: a training run and an exported artifact."""
+"""Manifests of training runs and exported artifacts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from edgekd.core.readers import (
 )
 
 LABELS_FILE = "labels.txt"
-"""Beside an artifact: its classes for programs that read no JSON. edgekd itself reads `artifact.json` alone."""
+"""File with the classes of an artifact for other programs; edgekd itself reads only `artifact.json`."""
 FileName = Annotated[str, AfterValidator(plain_path)]
 """A plain relative path below the manifest's folder."""
 
@@ -47,7 +47,7 @@ def _renamed(value: Any) -> Any:
 
 
 AnyPrecision = Annotated[Precision, BeforeValidator(_renamed)]
-"""A precision as people write it, earlier names included."""
+"""A precision, including earlier names."""
 
 
 class TensorSpec(BaseModel):
@@ -72,7 +72,7 @@ class _Manifest(BaseModel):
     """What a notebook shows of it."""
     schema_version: int = 1
     folder: Path | None = Field(default=None, exclude=True)
-    """Where it lies; not written down, so that a folder can move."""
+    """Path of the folder; not stored, so that the folder can be moved."""
 
     @model_validator(mode="before")
     @classmethod
@@ -93,13 +93,13 @@ Manifest = TypeVar("Manifest", bound=_Manifest)
 
 
 class _Record(BaseModel):
-    """Base of records that may hold more than is checked."""
+    """Base of records with further unchecked fields."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class Parity(_Record):
-    """What is read of the record of `export.parity`."""
+    """The fields of the parity record that are read."""
 
     n: int = Field(ge=1)
     max_error_relative: float = Field(ge=0)
@@ -137,8 +137,8 @@ class Artifact(_Manifest):
 
     shown = ("name", "target", "precision", "classes", "input", "agreement", "folder")
     name: str
-    """`<target>-<precision>`, with `-embedding` behind where it ends in one, `-float-input` where it takes floats and
-    `-picture-input` where it resizes; the folder's name."""
+    """Name of the folder: `<target>-<precision>`, with the suffixes `-embedding`, `-float-input` and
+    `-picture-input`."""
     target: str
     format: str
     precision: Precision
@@ -148,14 +148,14 @@ class Artifact(_Manifest):
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
     classes: tuple[str, ...] = Field(min_length=1)
     bank: FileName | None = None
-    """File of the class vectors (targets/bank.py) of a model that ends in an embedding; None: it ends in logits."""
+    """File of the class vectors (targets/bank.py) if the output is an embedding; None for logits."""
     preprocess: Preprocess
     quantization: dict[str, Any] | None = None
-    """Method, number and ids of the calibration images, what stayed in float; None for fp32 and fp16."""
+    """Method, calibration images and layers in float; None for fp32 and fp16."""
     parity: dict[str, Any]
     """Agreement and logit error against the torch student on real images (export/parity.py)."""
     details: dict[str, Any] = Field(default_factory=dict)
-    """What only this format has: builder, devices, what was not verified here."""
+    """Facts of this format: builder, devices, unverified properties."""
     source: dict[str, Any]
     """Student name, recipe, teacher, run folder's name, sha256 of the student's weights; of the split: hash, seed,
     domains trained on and left out."""
@@ -166,7 +166,7 @@ class Artifact(_Manifest):
     @model_validator(mode="before")
     @classmethod
     def _earlier_precisions(cls, data: Any) -> Any:
-        """Version 0.1 called 8-bit weights alone `int8` where `w8a8` was 8-bit weights and activations."""
+        """Convert precisions of version 0.1, in which `int8` meant only 8-bit weights and `w8a8` also activations."""
         if not isinstance(data, dict):
             return data
         precision, quantization = data.get("precision"), data.get("quantization")
@@ -204,7 +204,7 @@ class Artifact(_Manifest):
         return "picture" if isinstance(self.inputs[0].shape[1], str) else "uint8"
 
     def write(self, folder: Path) -> None:
-        """Write `artifact.json`, and for other programs `labels.txt`, one class a line in the order of the logits."""
+        """Write `artifact.json`, and `labels.txt` with one class per line for other programs."""
         write_text(folder / LABELS_FILE, "".join(f"{name}\n" for name in self.classes))
         write_json(folder / "artifact.json", self.model_dump(mode="json"))
 
@@ -219,7 +219,7 @@ def read_artifact(folder: Path, *, check_hashes: bool = True) -> Artifact:
     """Load `artifact.json` of an artifact folder and verify every file's hash.
 
     Raises:
-        EdgekdError: no such folder or file, unknown schema, a file missing or altered.
+        EdgekdError: the folder or a file is missing or altered, or the schema is unknown.
     """
     folder = Path(folder)
     artifact = _read(Artifact, folder, "artifact", "Export it again", unversioned=None)
@@ -245,8 +245,8 @@ def _read(
     """Return the manifest `what.json` of a folder.
 
     Args:
-        again: how to make another one.
-        unversioned: the schema version of a file that names none; None refuses it.
+        again: hint for making it again.
+        unversioned: schema version of a file without one; None refuses it.
     """
     data = read_object(folder / f"{what}.json", what, f"{again} with --overwrite.")
     version = data.get("schema_version", unversioned)
@@ -273,12 +273,12 @@ def first_problem(error: ValidationError) -> str:
 
 
 def shown_value(value: object) -> str:
-    """Return a value of a foreign file in a sentence: short, and without control characters."""
+    """Return a value of an untrusted file as short text without control characters."""
     return printable(str(value))[:80]
 
 
 class Run(_Manifest):
-    """`run.json`: what a finished training run is made of. Everything is relative to the run's folder."""
+    """`run.json`: the facts of a finished training run. Paths are relative to the run's folder."""
 
     shown = (
         "name",
@@ -307,7 +307,7 @@ class Run(_Manifest):
     images_per_second: float
     data_wait_percent: float
     selection: str
-    """The rule that chose the weights, for example `last EMA`; independent of the OOD split."""
+    """The rule that selected the weights, for example `last EMA`; independent of the OOD split."""
     student_sha256: str
     versions: dict[str, str]
     created: str
@@ -317,7 +317,7 @@ class Run(_Manifest):
 
 
 def read_run(folder: Path) -> Run:
-    """Load `run.json`; an unfinished or foreign folder is an `EdgekdError`."""
+    """Load `run.json`; raise `EdgekdError` for an unfinished run or another folder."""
     folder = Path(folder)
     if not folder.is_dir():
         raise EdgekdError(f"There is no run at {folder}.", "Train one: edgekd train.")
@@ -328,7 +328,7 @@ def read_run(folder: Path) -> Run:
             else ""
         )
         raise EdgekdError(
-            f"{folder} holds no finished run.", hint or "Name a folder that edgekd train wrote."
+            f"{folder} has no finished run.", hint or "Give a folder written by edgekd train."
         )
     return _read(Run, folder, "run", "Train it again", unversioned=1)
 

@@ -1,4 +1,4 @@
-"""The one way to run a model: teacher, torch student, exported file (the device agent carries this module)."""
+"""The interface of every model: teacher, torch student, exported file (part of the device agent)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`; of a file that ends in an embedding, unit vectors `[B, D]`."""
+"""RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`, or unit vectors `[B, D]` for a file that ends in an embedding."""
 
 
 def in_batches(

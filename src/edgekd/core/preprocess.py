@@ -1,7 +1,7 @@
-"""The one way pixels are prepared for evaluation, calibration, parity and benchmark: uint8 in, uint8 out.
+"""Preprocessing of images for evaluation, calibration, parity and benchmark: uint8 → uint8.
 
-Normalisation (mean, std) is not applied here: it lives inside the student and inside the exported graph, so that
-a device hands over plain uint8 RGB.
+Normalisation (mean, std) is not applied here. It is part of the student and of the exported graph, so that a device
+passes plain uint8 RGB.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Preprocess(BaseModel):
-    """How an RGB image becomes a model's input.
+    """Preprocessing of an RGB image for a model.
 
-    `squash` resizes to `size` × `size` whatever the aspect ratio (DomainBed's evaluation); `crop` resizes the short
-    side to `size / crop_pct` and takes the centre, pixel for pixel as torchvision's `Resize` and `CenterCrop`.
-    `mean` and `std` are on the 0–1 scale.
+    `squash` resizes to `size` × `size` without keeping the aspect ratio (DomainBed's evaluation). `crop` resizes the
+    short side to `size / crop_pct` and takes the centre, identical to torchvision's `Resize` and `CenterCrop`. `mean`
+    and `std` are on the 0–1 scale.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,7 +49,7 @@ class Preprocess(BaseModel):
 
     @property
     def hash(self) -> str:
-        """16 hex digits that change when any field does; printed under every table."""
+        """Return 16 hex digits that identify all fields; printed under every table."""
         return short_hash(json.dumps(self.model_dump(mode="json"), sort_keys=True))
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
@@ -70,7 +70,7 @@ class Preprocess(BaseModel):
 
 
 class FramedPreprocess(Preprocess):
-    """What only teachers have: an input that is not square, and `longest`, which resizes the long side and pads.
+    """Preprocessing of teachers with an input that is not square, or `longest` (resize the long side and pad).
 
     `size` is the longer side of the input: views of training images are rendered as squares of that side. Pixels come
     from open_clip's own transform.
@@ -104,7 +104,7 @@ def open_clip_preprocess(settings: Mapping[str, Any]) -> Preprocess:
     """Return the preprocessing of what `open_clip.get_model_preprocess_cfg` returns, with open_clip's own pixels.
 
     Raises:
-        ValueError: settings that open_clip does not take either.
+        ValueError: open_clip does not support the settings.
     """
     sides = settings["size"]
     sides = tuple(sides) if isinstance(sides, (tuple, list)) else (sides,)

@@ -1,7 +1,7 @@
-"""One safe reader for each file format, and the rules for names that come from files.
+"""Safe readers for each file format, and the rules for names from files.
 
-A file may come from anywhere: a reader checks before it allocates, and every failure is one sentence. The device agent
-carries this module: Python 3.9 and numpy.
+Files are not trusted: readers check them before they allocate memory, and every failure is a one-sentence error. Part
+of the device agent: Python 3.9 and numpy.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RESTORE = "Make it again, or restore it."
-"""The usual hint for a file that cannot be read."""
+"""Default hint for a file that cannot be read."""
 
 MAX_TEXT_BYTES = 2**30
 """Largest JSON or text file that is read."""
 MAX_SETTINGS_BYTES = 10**6
-"""Largest TOML or YAML file that is read: people write them, and their readers are slow."""
+"""Largest TOML or YAML file that is read; they are written by hand, and their parsers are slow."""
 MAX_DEPTH = 64
 """Deepest nesting of a JSON or TOML value."""
 MAX_INFLATED_BYTES = 2**30
-"""What the arrays of a small npz file may inflate to; a large file may inflate to 20 times its size."""
+"""Maximum inflated size of a small npz file; a large file may inflate to 20 times its size."""
 NOT_REGULAR = "not a regular file"
 
 # C0 and C1 controls, line separators, the marks that reorder text, and halves of surrogate pairs.
@@ -47,7 +47,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """Return `text` with every control character as an escape such as `\\x1b`, so that it cannot drive a terminal."""
+    """Return `text` with control characters escaped (such as `\\x1b`), so that it cannot control a terminal."""
 
     def escaped(found: re.Match[str]) -> str:
         code = ord(found[0])
@@ -68,13 +68,13 @@ def printable_values(value: Any) -> Any:
 
 
 def plain_name(name: str) -> str:
-    """Return the name without what people write differently: case, spaces, underscores, hyphens, Unicode's forms."""
+    """Normalise a name for comparison: case, spaces, underscores, hyphens, Unicode forms."""
     name = unicodedata.normalize("NFKC", name)
     return " ".join(name.replace("_", " ").replace("-", " ").split()).casefold()
 
 
 def like_names(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return groups of names that differ in case, spaces, hyphens and underscores only."""
+    """Return groups of names that differ only in case, spaces, hyphens and underscores."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(plain_name(name), []).append(name)
@@ -109,7 +109,7 @@ def inside(folder: Path, name: object) -> Path:
         path = Path(folder) / plain_path(name)
     except ValueError as error:
         raise EdgekdError(
-            f"{folder} names a file that it must not: {error}.", "Do not trust that folder."
+            f"{folder} has an illegal file name: {error}.", "Do not trust that folder."
         ) from error
     top = os.path.realpath(folder)
     if os.path.commonpath([top, os.path.realpath(path)]) != top:
@@ -134,7 +134,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def read_errors(path: Path, what: str, kind: str, hint: str = RESTORE) -> Iterator[None]:
-    """Turn whatever the parser of a damaged or hostile file raises into one sentence that calls the file `what`."""
+    """Turn any error of parsing a damaged or hostile file into an `EdgekdError` that calls the file `what`."""
     try:
         yield
     except EdgekdError:
@@ -145,7 +145,7 @@ def read_errors(path: Path, what: str, kind: str, hint: str = RESTORE) -> Iterat
         raise EdgekdError(
             f"The {what} at {path} cannot be read ({_reason(error.strerror or error)}).", hint
         ) from error
-    # Parsers meet hostile bytes with ValueError, zlib.error, struct.error, MemoryError, RecursionError and more.
+    # Parsers of hostile bytes raise ValueError, zlib.error, struct.error, MemoryError, RecursionError and more.
     except Exception as error:
         raise EdgekdError(
             f"The {what} at {path} is not readable {kind} ({_reason(error)}).", hint
@@ -188,7 +188,7 @@ def parse_json(text: str | bytes, *, pairs: bool = False) -> Any:
     """Return the value of a JSON text.
 
     Args:
-        pairs: objects as lists of pairs, in which a name that stands there twice is seen.
+        pairs: return objects as lists of pairs, to detect duplicate names.
 
     Raises:
         ValueError: not JSON, nested deeper than `MAX_DEPTH`, half a surrogate pair in a text, or a number that is not

@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors with the facts that edgekd writes beside them, and what `torch.save` wrote."""
+"""Read and write tensors: safetensors with facts in the metadata, and files of `torch.save`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FACTS = "edgekd"
-"""The one entry of metadata in a safetensors file that edgekd writes, as JSON: several would stand in random order."""
+"""Metadata entry for edgekd's facts as JSON; it is only one, since safetensors writes several in random order."""
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
 ) -> None:
-    """Write tensors as safetensors in one step; equal tensors and facts give equal bytes.
+    """Write tensors as safetensors atomically; equal tensors and facts give equal bytes.
 
     Args:
-        facts: JSON values, stored as one entry of metadata: safetensors writes several in random order.
+        facts: JSON values, stored as one metadata entry.
     """
     from safetensors.torch import save
 
@@ -42,7 +42,7 @@ def read_tensors(
     """Read a safetensors file: tensors by name, and the facts that edgekd wrote with them, else its header's texts.
 
     Raises:
-        EdgekdError: missing, or not safetensors.
+        EdgekdError: the file is missing, or not safetensors.
     """
     from safetensors import safe_open
 
@@ -69,7 +69,7 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_torch(path: Path, value: Mapping[str, Any]) -> None:
-    """Write tensors and plain values with `torch.save`, in one step."""
+    """Write tensors and plain values with `torch.save`, atomically."""
     import torch
 
     buffer = io.BytesIO()
@@ -79,7 +79,7 @@ def write_torch(path: Path, value: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def loaded_from(path: Path) -> Iterator[None]:
-    """Turn whatever the state of another run raises, where it is loaded in the block, into an `EdgekdError`."""
+    """Turn any error of loading the state of another run into an `EdgekdError`."""
     try:
         yield
     except EdgekdError:
@@ -91,13 +91,13 @@ def loaded_from(path: Path) -> Iterator[None]:
 
 
 def read_torch(path: Path, what: str, hint: str = RESTORE, allow: Sequence[Any] = ()) -> Any:
-    """Read what `torch.save` wrote: tensors and plain values, never code.
+    """Read tensors and plain values from a file of `torch.save`, never code.
 
     Args:
-        allow: further types that the file may hold, as `torch.serialization.safe_globals` takes them.
+        allow: further allowed types, as for `torch.serialization.safe_globals`.
 
     Raises:
-        EdgekdError: missing, damaged, or with pickled code.
+        EdgekdError: the file is missing, damaged, or has pickled code.
     """
     import pickle
 

@@ -1,1 +1,1 @@
-"""Labelled and unlabelled image sets: reading, splitting, resizing, and the embedded toy set."""
+"""Labelled and unlabelled image sets: reading, splitting, resizing, and the built-in toy images."""

@@ -1,11 +1,11 @@
-"""The 15 corruptions of ImageNet-C at severities 1–5, made on the fly.
+"""The 15 corruptions of ImageNet-C at severities 1–5, computed on the fly.
 
-Source of all numbers: Hendrycks & Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations", and the functions published with it. The one difference is `frost`, whose six photographs are not ours
-to ship: a drawn texture of the same brightness and contrast stands in for them.
+The numbers are those of Hendrycks & Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations", and its published functions. The only difference is `frost`: its six photographs may not be distributed,
+so a drawn texture with the same brightness and contrast replaces them.
 
-Every function takes float64 RGB `[H, W, 3]` in 0–1 and a generator, and returns the same, not yet clipped. The
-strengths are made for 224 × 224 pixels. An image is the same each time: its generator is seeded by its content, the
+Every function takes float64 RGB `[H, W, 3]` in 0–1 and a generator, and returns the same without clipping. The
+strengths are for 224 × 224 pixels. Results are deterministic: the generator is seeded by the image's content, the
 corruption and the severity.
 """
 
@@ -41,7 +41,7 @@ def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, key: str) -> ND
     seed = int.from_bytes(hashlib.sha256(f"{key}:{name}:{severity}".encode()).digest()[:16], "big")
     rng = np.random.Generator(np.random.Philox(key=seed))
     changed = CORRUPTIONS[name](pixels / 255.0, severity - 1, rng)
-    # Rounding down is what the published functions do.
+    # The published functions round down.
     return (np.clip(changed, 0, 1) * 255).astype(np.uint8)
 
 
@@ -86,7 +86,7 @@ def glass_blur(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
     source = list(range(height * width))
     for _ in range(rounds):
         across, down = rng.integers(-reach, reach, size=(2, len(here)))
-        # The published loop means to swap two pixels, but writes through views: the neighbour is copied.
+        # The published loop intends to swap two pixels, but copies the neighbour, since it writes through views.
         for place, other in zip(
             here.tolist(), (here + down * width + across).tolist(), strict=True
         ):
@@ -131,7 +131,7 @@ def zoom_blur(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 
 
 def zoomed(x: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
-    """Return the middle of `x`, enlarged bilinearly (corners onto corners) and cut to the size of `x`."""
+    """Return the centre of `x`, enlarged bilinearly (aligned corners) and cropped to the size of `x`."""
     side = x.shape[0]
     kept = int(np.ceil(side / factor))
     first = (side - kept) // 2
@@ -170,7 +170,7 @@ def frost(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 
 
 def ice_crystals(side: int, rng: np.random.Generator) -> Pixels:
-    """Return needles and patches of ice, 0–1 `[side, side, 3]`, with mean and contrast of ImageNet-C's photographs."""
+    """Return drawn ice, 0–1 `[side, side, 3]`, with the mean and contrast of ImageNet-C's photographs."""
     patches = plasma(1.7, rng)[:side, :side]
     needles = np.zeros((side, side))
     for degrees in rng.uniform(0, 180, size=4):
@@ -199,8 +199,8 @@ def fog(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 def plasma(decay: float, rng: np.random.Generator, side: int = 256) -> NDArray[np.float64]:
     """Return a cloud by the diamond-square algorithm on a torus, 0–1 `[side, side]`.
 
-    Each round halves the step, sets the middles of squares, then of diamonds, to the mean of their four corners plus
-    chance, whose range is the square of a wobble (100 at first) that shrinks by `decay`.
+    Each round halves the step and sets the centres of squares, then of diamonds, to the mean of their four corners plus
+    noise. The range of the noise is the square of a wobble (100 at first) that shrinks by `decay`.
     """
     field = np.zeros((side, side))
     step, wobble = side, 100.0
@@ -224,7 +224,7 @@ def plasma(decay: float, rng: np.random.Generator, side: int = 256) -> NDArray[n
 
 
 def brightness(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
-    # HSV with V raised: hue and saturation stay, so the three channels keep their proportion.
+    # HSV with a higher V: hue and saturation are kept, so the channels keep their proportion.
     value = x.max(axis=2, keepdims=True)
     raised = np.minimum(value + (0.1, 0.2, 0.3, 0.4, 0.5)[level], 1)
     return np.asarray(np.where(value > 0, x * raised / np.maximum(value, 1e-12), raised))
@@ -236,7 +236,7 @@ def contrast(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 
 
 def elastic_transform(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
-    # 244 for 224 is in the published function.
+    # 244 instead of 224 is in the published function.
     strength, smoothness, shear = (
         (244 * 2, 244 * 0.7, 244 * 0.1),
         (244 * 2, 244 * 0.08, 244 * 0.2),
@@ -248,7 +248,7 @@ def elastic_transform(x: Pixels, level: int, rng: np.random.Generator) -> Pixels
     centre, arm = np.array([height // 2, width // 2], dtype=np.float64), min(height, width) // 3
     corners = centre + arm * np.array([[1, 1], [1, -1], [-1, -1]])  # (x, y) each
     moved = corners + rng.uniform(-shear, shear, size=(3, 2))
-    # The affine map that brings the corners to where they moved is applied backwards, from target to source.
+    # The affine map of the moved corners is applied backwards, from target to source.
     backwards = np.linalg.solve(np.column_stack([moved, np.ones(3)]), corners)  # [3, 2]
     across, down = np.meshgrid(
         np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The images a run works on: classes, domains, labels and content hashes, and how to read the i-th picture."""
+"""Image sets: classes, domains, labels, content hashes, and a reader of the images."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from edgekd.data.sources.layouts import class_names
 from edgekd.data.sources.source import FileReader, Source
 
 NO_CLASS = -1
-"""Label of an image that shows none of the classes, or whose class is not given."""
+"""Label of an image of none of the classes, or without a label."""
 _LONGEST_NAME = 255
-"""Characters of a class or domain: those of a folder's name."""
+"""Maximum length of a class or domain name, as for folder names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +35,8 @@ class ImageSet:
         labels, domain_of: int64 `[N]`, index into `classes` and `domains`.
         keys: 32 hex digits of each image's content hash.
         ids: readable and unique, for example `sketch/dog/5282.png`.
-        roles: per image `train`, `val` or `test` when the data came split, else None.
-        reader: the i-th image, RGB; the second argument is the `draft` of `read`, which it may ignore.
+        roles: `train`, `val` or `test` per image if the data is already split, else None.
+        reader: returns the i-th image, RGB; the second argument is the `draft` of `read`, which it may ignore.
     """
 
     name: str
@@ -78,7 +78,7 @@ class ImageSet:
     def at(self, kept: NDArray[np.int64]) -> ImageSet:
         """Return the images at these indices alone, in that order, with the same classes and domains."""
         chosen, reader = kept.tolist(), self.reader
-        if isinstance(reader, FileReader):  # whose files a device measurement copies as they are
+        if isinstance(reader, FileReader):  # its files can be copied to a device
             reader = FileReader(reader.root, tuple(reader.paths[i] for i in chosen))
         else:
             reader = _Chosen(reader, kept)
@@ -107,7 +107,7 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class _Chosen:
-    """Some of another reader's images."""
+    """A reader of a subset of another reader's images."""
 
     reader: Callable[..., Image.Image]
     indices: NDArray[np.int64]
@@ -118,7 +118,7 @@ class _Chosen:
 
 @dataclass(frozen=True, eq=False)
 class JoinedReader:
-    """Reads the images of several sets, one set after the other."""
+    """A reader of the images of several sets, in order."""
 
     parts: tuple[ImageSet, ...]
 
@@ -136,7 +136,7 @@ def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
     Files that cannot be read are left out, with one warning. The order is that of the paths.
 
     Args:
-        one_class: images of a single class will do, as a test set may hold them.
+        one_class: whether images of a single class are allowed, as for a test set.
 
     Raises:
         EdgekdError: as `open_source`; only one class.
@@ -149,7 +149,7 @@ def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
 def toy_images(seed: int = 0, per_class: int = toy.PER_CLASS, world: bool = False) -> ImageSet:
     """Return the toy suite with `per_class` images of each class in each domain.
 
-    Suites of another seed, and the teacher's (`world`), share no image with it.
+    Suites with other seeds, and the teacher's (`world`), have no image in common with it.
     """
     reader = toy.ToyReader(seed, per_class, world)
     places = np.array([reader.place(i) for i in range(len(reader))], dtype=np.int64)
@@ -217,7 +217,7 @@ def _positions(names: list[str], order: list[str]) -> NDArray[np.int64]:
 
 
 def _warn_of(images: ImageSet) -> None:
-    """Warn of classes that a domain lacks, contents under two labels, and classes that a teacher reads alike."""
+    """Warn of classes missing in a domain, equal images with different labels, and class names that are too similar."""
     present = set(zip(images.domain_of.tolist(), images.labels.tolist(), strict=True))
     for d, domain in enumerate(images.domains):
         lacking = [name for c, name in enumerate(images.classes) if (d, c) not in present]

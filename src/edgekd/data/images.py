@@ -1,4 +1,4 @@
-"""One decoder for every picture a user may own: RGB, 8 bits, upright, opaque."""
+"""Decode images of users to upright, opaque RGB with 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ MAX_MEGAPIXELS = 100
 """Larger images are refused by their header, before a pixel is decoded."""
 
 MAX_ASPECT = 100
-"""Longer images are refused: resized by their short side they would have any number of pixels."""
+"""Maximum aspect ratio, since an image resized by its short side could otherwise have any number of pixels."""
 
 MAX_BYTES = 10**9
 """Larger files are refused unread."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""What is decoded; Pillow's other plug-ins stay shut (EPS, for one, would start Ghostscript)."""
+"""Supported formats; Pillow's other plug-ins are not used (EPS, for example, would start Ghostscript)."""
 
 EXTENSIONS = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
 ))  # fmt: skip
-"""File endings, lower case, that are looked at when a folder is scanned."""
+"""File endings, lower case, of images in a scanned folder."""
 
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
@@ -90,20 +90,20 @@ def decode(source: Path | bytes, *, draft: int | None = None) -> Image.Image:
         ) from error
     except MemoryError:
         raise
-    # Pillow's parsers meet hostile bytes with OSError, SyntaxError, struct.error, ValueError, IndexError and more.
+    # Pillow's parsers raise OSError, SyntaxError, struct.error, ValueError, IndexError and more for hostile bytes.
     except Exception as error:
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         raise UnreadableImage("truncated" if cut else "damaged") from error
 
 
 def check_content(source: Path | bytes) -> tuple[str, str]:
-    """Return content key and "" of a readable image, "" and the reason of another.
+    """Return content key and "" of a readable image, or "" and the reason for an unreadable one.
 
     The key is the first 32 hex digits of the SHA-256 of the file.
     """
     try:
         content = source if isinstance(source, bytes) else read_bytes(source)
-        # A JPEG decodes faster at a fraction of its size, and a cut or torn one still fails.
+        # A JPEG decodes faster at a fraction of its size, and truncated or damaged ones still fail.
         decode(content, draft=32)
     except UnreadableImage as error:
         return "", error.reason
@@ -119,8 +119,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Return any Pillow image as upright RGB with 8 bits per channel, by the rules of `decode`.
 
     Raises:
-        UnreadableImage: pixels whose range is not known, or an image that is far too long.
-        Exception: a damaged file that is read only now, by Pillow's own error.
+        UnreadableImage: the range of the pixels is unknown, or the aspect ratio is too large.
+        Exception: Pillow's own error for a damaged file that is read lazily.
     """
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise UnreadableImage(f"over {MAX_ASPECT} times as long as wide")
@@ -130,7 +130,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return a file's content; what the system refuses becomes `UnreadableImage`."""
+    """Return a file's content; raise `UnreadableImage` for errors of the system."""
     try:
         with open_regular(path) as handle:
             data = handle.read(MAX_BYTES + 1)
@@ -151,20 +151,20 @@ def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        # Broken metadata does not affect the pixels, which have been decoded.
+        # Broken metadata does not affect the decoded pixels.
         return 1
 
 
 def _opaque_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        # Pillow's own conversion clips at 255. The high byte is what it keeps of 16-bit colour, so grey does the same.
+        # Pillow's conversion clips at 255. It keeps the high byte of 16-bit colour, so the same is done for grey.
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)).convert(
             "RGB"
         )
     if image.mode in ("I", "F"):
         raise UnreadableImage("pixels of unknown range")
     if image.mode == "CMYK":
-        # Pillow takes every CMYK JPEG for Adobe's, which stores inverted values; without the marker they are plain.
+        # Pillow treats every CMYK JPEG as Adobe's, which stores inverted values; without the marker they are not.
         plain = image.format in ("JPEG", "MPO") and "adobe" not in image.info
         return (ImageChops.invert(image) if plain else image).convert("RGB")
     if image.has_transparency_data:

@@ -1,4 +1,4 @@
-"""Resizing as every measurement does it: numpy and Pillow only, so that the device agent runs these very lines."""
+"""Resizing for all measurements, with numpy and Pillow only (part of the device agent)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def resize_rgb(
     if resize == "squash":
         resized = image.resize((size, size), resampling)
     else:
-        # torchvision's Resize cuts the long side off, its CenterCrop rounds the margin.
+        # torchvision's Resize truncates the long side, and its CenterCrop rounds the margin.
         short = round(size / crop_pct)
         width, height = (int(short * side / min(image.size)) for side in image.size)
         resized = image.resize((width, height), resampling)

@@ -1,8 +1,7 @@
-"""Which image trains, which one selects, which one tests in domain and out of it: decided once, written down.
+"""The split of images into train, val, ID test and OOD test, which is stored with the run.
 
-A group (one class of one domain) is ordered by a hash of the seed and the image's content, then cut 80/10/10. So the
-cut does not depend on file names, on where the folder lies, or on which other images there are, but for those at the
-two cutting points.
+A group (one class of one domain) is ordered by a hash of the seed and the image's content, then split 80/10/10. So the
+split does not depend on file names or folders, and other images only affect those at the two boundaries.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from edgekd.data.image_set import ImageSet, some
 ROLES = ("train", "val", "id_test", "ood_test")
 _SCHEMA_VERSION = 1
 _HELD_OUT = 10
-"""One image in so many goes to val, and as many to id_test."""
+"""One in this number of images goes to val, and the same number to id_test."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Sorted int64 indices into one `ImageSet`, and why they are what they are.
+    """Sorted int64 indices into an `ImageSet`, with the rule of the split.
 
     Attributes:
         train, val, id_test: of the source domains.
@@ -55,11 +54,11 @@ class Split:
     entries: dict[str, dict[str, str]]
     train_domains: tuple[str, ...] = ()
     unlabelled: Mapping[str, str] = field(default_factory=dict)
-    """Image id → content key of the images that train without labels; they are in no role and not in the hash."""
+    """Image id → content key of unlabelled training images, which have no role and are not in the hash."""
     unlabelled_domains: tuple[str, ...] = ()
-    """Names under which a style may be known that was seen without labels: of sources and of folders at their top."""
+    """Possible names of domains seen without labels: those of sources and their top-level folders."""
     before: Mapping[str, str] = field(default_factory=dict)
-    """Content key → the same, of every image that trained in the chain of runs from which this one started."""
+    """Content key → itself, for every training image of the runs from which this one started."""
 
     def write(self, path: Path) -> None:
         """Write `split.json`: schema_version, rule, seed, test_domain, train_domains, hash, roles {image id: key}."""
@@ -81,7 +80,7 @@ class Split:
 
 
 def with_roles(images: ImageSet, split: Split, rule: str, **roles: list[int]) -> Split:
-    """Return the same split of `images` with other indices in some roles, and a sentence behind its rule."""
+    """Return the split with other indices in some roles, and a sentence appended to its rule."""
     chosen = {role: getattr(split, role).tolist() for role in ROLES} | roles
     return build_split(
         images, chosen, test_domain=split.test_domain, rule=f"{split.rule} {rule}", seed=split.seed
@@ -89,7 +88,7 @@ def with_roles(images: ImageSet, split: Split, rule: str, **roles: list[int]) ->
 
 
 def make_split(images: ImageSet, *, test_domain: str = "auto", seed: int = 0) -> Split:
-    """Divide `images`.
+    """Split `images`.
 
     With several domains one is left out as `ood_test`; each class of each other domain is cut 80/10/10 into train, val
     and id_test (or by its folders or manifest). Of 2 images one trains, of 1 that one. The same content never lies on
@@ -99,7 +98,7 @@ def make_split(images: ImageSet, *, test_domain: str = "auto", seed: int = 0) ->
         test_domain: a domain's name, `auto` (the alphabetically last of several, none of one) or `none`.
 
     Raises:
-        EdgekdError: unknown domain, nothing left to train on, a class without a training image, too few images.
+        EdgekdError: the domain is unknown, a class has no training image, or there are too few images.
     """
     left_out = _left_out(images, test_domain)
     out_index = -1 if left_out is None else images.domains.index(left_out)
@@ -134,7 +133,7 @@ def make_split(images: ImageSet, *, test_domain: str = "auto", seed: int = 0) ->
 
 
 def _left_out(images: ImageSet, wanted: str) -> str | None:
-    """Return the domain left out, None for none."""
+    """Return the unseen domain, or None."""
     layered = images.domains != ("all",)
     if wanted == "none" or (wanted == "auto" and not layered):
         return None
@@ -161,7 +160,7 @@ def shuffled(images: ImageSet, indices: Iterable[int], seed: int) -> list[int]:
 
 
 def grouped(images: ImageSet, indices: Iterable[int]) -> list[list[int]]:
-    """Return one list per (domain, class), each content once: its first image stands for its copies."""
+    """Return one list per (domain, class), with the first image of each content."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     seen: set[str] = set()
     for index in indices:
@@ -194,7 +193,7 @@ def _cut_groups(images: ImageSet, source: list[int], seed: int) -> dict[str, lis
         if len(order) == 1:
             roles = ["train"]
         elif len(order) == 2:
-            # Too few for both: the content decides which set gets the second one.
+            # Too few for both: the content determines which set gets the second one.
             roles = ["train", "val" if int(images.keys[order[1]], 16) % 2 else "id_test"]
         else:
             roles = ["val"] * held + ["id_test"] * held + ["train"] * (len(order) - 2 * held)
@@ -203,7 +202,7 @@ def _cut_groups(images: ImageSet, source: list[int], seed: int) -> dict[str, lis
 
 
 def _as_given(images: ImageSet, source: list[int], seed: int) -> tuple[dict[str, list[int]], str]:
-    """Return roles of the layout; a set that is not there is a tenth of train."""
+    """Return the roles of the layout; a missing set is a tenth of train."""
     assert images.roles is not None
     given: dict[str, list[int]] = {"test": [], "val": [], "train": []}
     holder: dict[str, str] = {}
@@ -284,10 +283,10 @@ def _check(images: ImageSet, split: Split) -> None:
 
 
 def read_split(path: Path, images: ImageSet) -> Split:
-    """Find the images of a `split.json` again in `images`: by id and content, else (moved, renamed) by content alone.
+    """Find the images of a `split.json` in `images`: by id and content, or by content only if they were moved.
 
     Raises:
-        EdgekdError: not a split, or an image is gone or altered; a split is never made anew in silence.
+        EdgekdError: the file is not a split, or an image is missing or altered.
     """
     stored = read_stored_split(path)
     entries = {role: stored.roles[role] for role in ROLES}
@@ -316,7 +315,7 @@ def read_split(path: Path, images: ImageSet) -> Split:
 
 
 class StoredSplit(BaseModel):
-    """What `split.json` holds; control characters in any text are escaped."""
+    """Content of `split.json`; control characters in texts are escaped."""
 
     model_config = ConfigDict(frozen=True)
     rule: str
@@ -324,8 +323,7 @@ class StoredSplit(BaseModel):
     test_domain: str | None
     hash: str
     roles: dict[str, dict[str, str]]
-    """Role → image id → content key: `ROLES`, `unlabelled` where images train without labels, `before` where the run
-    started from another one."""
+    """Role → image id → content key: `ROLES`, and if applicable `unlabelled` and `before` (images of earlier runs)."""
     train_domains: tuple[str, ...] | None = None
     """None in a file of an earlier version."""
     unlabelled_domains: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Runs that see less than there is: classes that never train or with a few images (shots), a part of the labels."""
+"""Subsets for training: unseen classes, few-shot classes, and fractions of the labels."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def without_classes(images: ImageSet, unseen: Collection[str]) -> ImageSet:
-    """Return the images of all classes but these; labels are numbered anew."""
+    """Return the images of all classes except these, with renumbered labels."""
     if not unseen:
         return images
     return images.of_classes([name for name in images.classes if name not in unseen])
 
 
 def run_images(images: ImageSet, config: TrainConfig) -> ImageSet:
-    """Return the images of a run: those of all classes but the unseen ones, and of these the shots."""
+    """Return the images of a run: all classes except the unseen ones, plus the shots."""
     if not config.shots:
         return without_classes(images, config.unseen_classes)
     seen = ~np.isin(images.labels, class_places(images, config.unseen_classes))
@@ -45,9 +45,9 @@ def check_unseen(config: TrainConfig, images: ImageSet) -> None:
 
 
 def run_split(config: TrainConfig, images: ImageSet) -> Split:
-    """Return the split of a run on its own images (`run_images`), with the part of the labels it may use.
+    """Return the split of a run on its images (`run_images`), with the labels it may use.
 
-    Shots train, all of them; what selects and what tests is the same with and without them.
+    All shots train. Validation and test images do not depend on them.
     """
     if config.shots:
         return _with_shots(config, images)
@@ -61,10 +61,10 @@ def run_split(config: TrainConfig, images: ImageSet) -> Split:
 
 
 def half_tested(images: ImageSet, split: Split) -> Split:
-    """Return the same split with half of the unseen domain in `ood_test`, by content hash; the rest is in no role.
+    """Return the split with only half of the unseen domain in `ood_test`, by content hash; the rest has no role.
 
     Raises:
-        EdgekdError: no domain is left out.
+        EdgekdError: there is no unseen domain.
     """
     if split.test_domain is None:
         raise EdgekdError(
@@ -82,7 +82,7 @@ def half_tested(images: ImageSet, split: Split) -> Split:
 def untested_half(images: ImageSet, split: Split) -> NDArray[np.int64]:
     """Return indices of the half of the unseen domain that `half_tested` leaves out, in the order of the content hash.
 
-    Each content comes once; the first 25 lie within the first 50.
+    Each content appears once, and smaller prefixes are subsets of larger ones.
     """
     assert split.test_domain is not None
     tested = {images.keys[i] for i in split.ood_test.tolist()}
@@ -108,9 +108,9 @@ def _with_shots(config: TrainConfig, images: ImageSet) -> Split:
 
 
 def fewer_labels(images: ImageSet, split: Split, fraction: float) -> Split:
-    """Return the same split with the first part of each class of each domain in train, at least one image.
+    """Return the split with a fraction of the training images of each class of each domain, at least one.
 
-    "First" is by the hash that cuts the split, so that 1 % lies within 10 %.
+    They are the first ones by the hash of the split, so that 1 % is a subset of 10 %.
     """
     kept: set[str] = set()
     for group in grouped(images, split.train.tolist()):
@@ -122,12 +122,12 @@ def fewer_labels(images: ImageSet, split: Split, fraction: float) -> Split:
 
 
 def class_places(images: ImageSet, names: Sequence[str]) -> list[int]:
-    """Return their labels in `images`."""
+    """Return the labels of these classes in `images`."""
     return [images.classes.index(name) for name in names]
 
 
 def unseen_test(images: ImageSet, unseen: Sequence[str]) -> NDArray[np.int64]:
-    """Return indices of all images of the unseen classes, without contents that a class that trains has too."""
+    """Return indices of all images of the unseen classes, except content that is also in a training class."""
     chosen = np.isin(images.labels, class_places(images, unseen))
     seen = {key for key, out in zip(images.keys, chosen.tolist(), strict=True) if not out}
     return np.flatnonzero(chosen & np.array([key not in seen for key in images.keys]))
@@ -136,10 +136,10 @@ def unseen_test(images: ImageSet, unseen: Sequence[str]) -> NDArray[np.int64]:
 def take_shots(images: ImageSet, unseen: Sequence[str], count: int, seed: int) -> NDArray[np.int64]:
     """Return sorted indices of the first `count` different images of each unseen class.
 
-    "First" is by the hash that cuts the split, over all domains, so that one shot lies within four.
+    The order is that of the hash of the split, over all domains, so that one shot is a subset of four.
 
     Raises:
-        EdgekdError: a class with too few of them to leave one to test.
+        EdgekdError: a class has too few images to leave one for the test.
     """
     chosen: list[int] = []
     test = unseen_test(images, unseen)
@@ -160,7 +160,7 @@ def take_shots(images: ImageSet, unseen: Sequence[str], count: int, seed: int) -
 def left_to_test(
     images: ImageSet, unseen: Sequence[str], shots: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return sorted indices of what `unseen_test` has besides the contents of the shots."""
+    """Return sorted indices of `unseen_test` without the content of the shots."""
     shown = {images.keys[index] for index in shots.tolist()}
     return np.array(
         [i for i in unseen_test(images, unseen).tolist() if images.keys[i] not in shown],

@@ -1,4 +1,4 @@
-"""Images without labels: from a folder however deep, a manifest or the toy data, and how they join a training set."""
+"""Unlabelled images from folders, manifests, packed sources or toy data, and joining them to a training set."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from edgekd.data.subsets import untested_half
 from edgekd.data.toy import DOMAINS
 
 NO_DOMAIN = -1
-"""Domain of an image that belongs to none of the labelled ones."""
+"""Domain of an unlabelled image."""
 TOY_SEED = 1
-"""Of the unlabelled toy images; the labelled suite has seed 0, so the two share no image."""
+"""Seed of the unlabelled toy images; the labelled suite has seed 0, so they have no image in common."""
 TOY_PER_CLASS = 20
 NO_DATA = "none"
-"""The `data` of a run without labelled images."""
+"""Value of `data` for a run without labelled images."""
 _EXCLUDED = {
     "train": "labelled training image",
     "val": "validation image",
@@ -40,7 +40,7 @@ def load_unlabelled(source: str | Path) -> ImageSet:
             toy data.
 
     Raises:
-        EdgekdError: no such source, no image in it, none that can be read.
+        EdgekdError: the source is missing or has no readable image.
     """
     if str(source).startswith("toy:"):
         return _toy_style(str(source).removeprefix("toy:"))
@@ -75,7 +75,7 @@ def with_unlabelled(
         adapt: images of the unseen domain that train without labels, from the half that is not tested.
 
     Raises:
-        EdgekdError: a source that cannot be loaded, no image left, or images that the run began with are gone.
+        EdgekdError: a source cannot be loaded, no image is left, or images of an earlier start are missing.
     """
     role_of = {key: role for role in ROLES for key in split.entries[role].values()}
     parts: list[ImageSet] = []
@@ -121,7 +121,7 @@ def with_unlabelled(
 
 
 def _with_keys(parts: Sequence[ImageSet], keys: Collection[str]) -> list[ImageSet]:
-    """Return the images of these contents; sets without any are left out."""
+    """Return the images with these content keys, without empty sets."""
     chosen = set(keys)
     return [fewer for part in parts if len(fewer := part.with_keys(chosen))]
 
@@ -137,7 +137,7 @@ def _check_complete(wanted: Collection[str], there: Collection[str]) -> None:
 def keep_unlabelled(
     images: ImageSet, split: Split, kept: Collection[str]
 ) -> tuple[ImageSet, Split]:
-    """Drop the unlabelled images whose content key is not in `kept`; arguments and result as of `with_unlabelled`."""
+    """Drop the unlabelled images whose content key is not in `kept`; arguments and result as in `with_unlabelled`."""
     assert isinstance(images.reader, JoinedReader)
     found = {name: key for name, key in split.unlabelled.items() if key in kept}
     first, *others = images.reader.parts
@@ -146,7 +146,7 @@ def keep_unlabelled(
 
 
 def join(parts: Sequence[ImageSet]) -> ImageSet:
-    """Put sets of images one after the other; the first one has the labels, the classes and the domains."""
+    """Concatenate image sets; the first one has the labels, the classes and the domains."""
     first, *others = parts
     if not others:
         return first

@@ -1,1 +1,1 @@
-"""What joins runs, artifacts and images with the benchmark: subjects, suites, and how they are named."""
+"""Prepare runs, artifacts and images for the benchmark: subjects and suites; other evaluations of runs."""

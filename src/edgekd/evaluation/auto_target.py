@@ -1,4 +1,4 @@
-"""The files that a device could run: each available runtime in each precision."""
+"""Candidates of `--target auto`: files for each available runtime in each precision."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from edgekd.targets.registry import (
 )
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-"""Those that are tried."""
+"""Precisions of the candidates."""
 
 
 def make_candidates(config: ExportConfig) -> tuple[list[Path], list[tuple[str, str]]]:
     """Export a run's student for every runtime that the device has, whatever the target and precision of `config`.
 
-    Files of the same student that are there already are taken as they are, unless `config.overwrite`.
+    Existing files of the same student are reused, unless `config.overwrite`.
 
     Returns:
-        Folders of the files, and what was left out, each with the reason.
+        Folders of the files, and names and reasons of what was left out.
 
     Raises:
-        EdgekdError: no way to the device, or no file that it could run.
+        EdgekdError: the device cannot be reached, or there is no file for it.
     """
     loaded = load_run(config.run or newest_run())
     targets, left_out = available(config.device)
@@ -66,7 +66,7 @@ def make_candidates(config: ExportConfig) -> tuple[list[Path], list[tuple[str, s
 
 
 def available(device: str | None) -> tuple[list[Target], list[tuple[str, str]]]:
-    """Return the targets whose runtime the device has, None being this Python, and why it has not the others."""
+    """Return the targets available on the device (None is this Python), and the others with reasons."""
     targets = list(TARGETS.values())
     needs: list[dict[str, Any]] = [{"format": one.format, "details": {}} for one in targets]
     if device is None:
@@ -80,7 +80,7 @@ def available(device: str | None) -> tuple[list[Target], list[tuple[str, str]]]:
 
 
 def _missing_here(needed: dict[str, Any]) -> EdgekdError | None:
-    """Return why this Python cannot run a format; it runs some that no agent on a device does."""
+    """Return the reason if this Python cannot run a format."""
     try:
         if needed["format"] in FORMATS:
             check_runtime(needed)
@@ -94,7 +94,7 @@ def _missing_here(needed: dict[str, Any]) -> EdgekdError | None:
 def _variants(
     loaded: LoadedRun, config: ExportConfig, targets: Sequence[Target]
 ) -> Iterator[ExportConfig]:
-    """Yield what is exported; INT8 without padding too, where the FP32 file, exported before, could be padded."""
+    """Yield the exports, including INT8 without padding if the FP32 file, exported before, can be padded."""
     fields = ("calibration_images", "data", "overwrite")
     shared = {name: getattr(config, name) for name in fields}
     for target in targets:
@@ -108,7 +108,7 @@ def _variants(
 
 
 def _exported(loaded: LoadedRun, source: Source, one: ExportConfig, folder: Path) -> Path:
-    """Return the folder of the run's file, exported now unless it is there."""
+    """Return the folder of the run's file, exporting it if necessary."""
     if one.overwrite or not _is_of(loaded, folder):
         limited = one.precision == "int8" and get_target(one.target).mixed
         made, base = source if limited else replace(source, budget=None), _fp32(loaded)
@@ -118,7 +118,7 @@ def _exported(loaded: LoadedRun, source: Source, one: ExportConfig, folder: Path
 
 
 def _fp32(loaded: LoadedRun) -> Path | None:
-    """Return the run's FP32 file; None where it is missing, damaged, or of another student."""
+    """Return the run's FP32 file; None if it is missing, damaged, or of another student."""
     folder = loaded.folder / "artifacts" / artifact_name(DEFAULT_TARGET, "fp32")
     with contextlib.suppress(EdgekdError):
         return folder / "model.onnx" if _is_of(loaded, folder) else None
@@ -126,6 +126,6 @@ def _fp32(loaded: LoadedRun) -> Path | None:
 
 
 def _is_of(loaded: LoadedRun, folder: Path) -> bool:
-    """Return whether an artifact of the run's present student is in `folder`; a damaged one is an `EdgekdError`."""
+    """Return whether `folder` has an artifact of the run's student; raise `EdgekdError` if it is damaged."""
     digest = loaded.run.student_sha256
     return folder.exists() and read_artifact(folder).source.get("student_sha256") == digest

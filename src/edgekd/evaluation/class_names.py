@@ -1,4 +1,4 @@
-"""Class names of images in the words of a model: spelling, and ImageNet's WordNet ids against its class numbers."""
+"""Map class names of images to those of a model: spelling, and ImageNet's WordNet ids and class numbers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _WNID = re.compile(r"n\d{8}")
 
 
 def spoken_as(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
-    """Return the same images with the classes called as in `classes`.
+    """Return the same images with class names as in `classes`.
 
-    Names count as equal when they differ in case, spaces, underscores and hyphens only. Folders called by WordNet id
-    (`n01440764`) or by class number (0–999) fit a model of ImageNet's 1,000 classes that calls them by the other.
+    Names are equal if they differ only in case, spaces, underscores and hyphens. WordNet ids (`n01440764`) and class
+    numbers (0–999) of ImageNet's 1,000 classes match each other.
 
     Raises:
-        EdgekdError: a class that is not among `classes`, or two that would be the same.
+        EdgekdError: a class is not among `classes`, or two classes would be the same.
     """
     if set(images.classes) <= set(classes):
         return images
@@ -42,9 +42,9 @@ def spoken_as(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
 
 
 def called(names: Sequence[str], classes: Sequence[str]) -> list[str | None]:
-    """Return what each of `names` is called among `classes`, None where it is none of them; see `spoken_as`.
+    """Return the name of each of `names` among `classes`, None if there is none; see `spoken_as`.
 
-    WordNet ids and class numbers are only looked up where all of `names` are such.
+    WordNet ids and class numbers are only looked up if all of `names` are such.
     """
     plain = {plain_name(known): known for known in classes}
     words: list[str | None] = [None] * len(names)

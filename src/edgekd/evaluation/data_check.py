@@ -1,4 +1,4 @@
-"""`edgekd data check`: what is wrong with a data set before it trains, as a page with thumbnails."""
+"""`edgekd data check`: find problems of a data set, and show them on a page with thumbnails."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from edgekd.data.images import check_content
 from edgekd.data.sources import is_packed, list_files, open_source, scan
 
 MOST_SHOWN = 48
-"""Pictures in a gallery and rows of a table; the counts are those of all."""
+"""Maximum number of pictures in a gallery and rows in a table; the counts include all."""
 MOST_PAIRS = 100_000
-"""Limit of near-duplicates, the closest ones: a thousand pictures of one scene make half a million."""
+"""Maximum number of near-duplicates, the closest ones; a thousand pictures of one scene make half a million."""
 _BLOCK_CELLS = 1 << 24
 
 

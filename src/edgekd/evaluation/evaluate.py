@@ -71,7 +71,7 @@ def zero_shot_rows(loaded: LoadedRun | None, config: EvaluateConfig) -> Rows:
         unknown = not set(images.classes) <= set(loaded.run.classes)
         space = bank if bank is not None and bank.teacher_id == loaded.run.teacher_id else None
         if unknown and space is not None and can_zero_shot(loaded):
-            # In the space that the student learned, which may be the teacher's less its mean.
+            # In the student's space, which may be mean-centred.
             centre = loaded.bank.text_centre if loaded.bank else None
             vectors = dataclasses.replace(space, text_centre=centre).head
         else:
@@ -113,7 +113,7 @@ def agreement_rows(loaded: LoadedRun, config: EvaluateConfig) -> Rows:
     model = load_teacher(config.teacher) if config.teacher else own_teacher(loaded)
     rows = []
     for suite in suites_of(loaded, config.data, None):
-        if suite.name == "val":  # there for temperatures alone
+        if suite.name == "val":  # only for temperatures
             continue
         images, indices = suite.images, suite.indices
         part = {"ood": "unseen", "adapted": "adapted"}.get(suite.name.partition(":")[0], "test")

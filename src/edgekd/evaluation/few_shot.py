@@ -1,4 +1,4 @@
-"""A finished run on classes that it never trained on: by the texts of their names, and by a few images."""
+"""Evaluate a finished run on unseen classes, by texts and by a few images."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from edgekd.evaluation.gather import trained_of
 from edgekd.evaluation.subjects import own_teacher
 
 Keys = Literal["student", "teacher"]
-"""Whose embeddings of the few images are the cache."""
+"""Model whose embeddings of the few images are cached."""
 COPIES = 10
-"""Of each image, where the teacher's are cached; the first is the plain one (Li et al.'s program)."""
+"""Number of cached teacher embeddings per image; the first is of the plain image (Li et al.'s program)."""
 
 
 def can_zero_shot(loaded: LoadedRun) -> bool:
-    """Return whether the student's head is the teacher's texts, which new classes have too."""
+    """Return whether the student has a text head, which can take new classes."""
     return loaded.student.embeds and loaded.student.head is None and loaded.bank is not None
 
 
@@ -61,7 +61,7 @@ def student_scores(
 
 @torch.inference_mode()
 def teacher_keys(loaded: LoadedRun, images: ImageSet, shots: NDArray[np.int64]) -> Tensor:
-    """Return the teacher's embeddings of the images at `shots` as the student is to match them.
+    """Return the teacher's embeddings of the images at `shots`, in the student's space.
 
     As in Li et al.'s program: the plain image and nine augmented copies, each a key of its own, copy after copy:
     `[copies · len(shots), D]`; here the copies are the run's views. A file of embeddings has one key per image.

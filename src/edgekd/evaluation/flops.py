@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a torch model, counted by torch's own counter."""
+"""Count parameters and multiply-accumulates of a torch model with torch's counter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured on what: runs and artifacts, each with its suites of test images."""
+"""Collect runs and artifacts with their suites of test images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from edgekd.evaluation.trained_on import (
 from edgekd.evaluation.wilds import wilds_named, wilds_suites
 
 COMPUTED = ("corruptions",)
-"""Suites that are made from in-domain test images."""
+"""Suites computed from in-domain test images."""
 _PART_OF: dict[SuiteKind, str] = {"seen": "test", "adapted": "adapted", "ood": "unseen"}
 
 
@@ -69,18 +69,18 @@ def suites_of(
 
 
 def trained_of(runs: Sequence[LoadedRun]) -> Trained:
-    """Return what the runs have seen in training, all together."""
+    """Return the training data of all runs together."""
     return all_trained([read_trained(loaded.folder / "split.json") for loaded in runs])
 
 
 def parts_of(
     loaded: LoadedRun, images: ImageSet, data: str | None
 ) -> list[tuple[str, NDArray[np.int64]]]:
-    """Return indices of images by the part that they have in the run.
+    """Return indices of images by their part in the run.
 
-    `train`, `val`, `unlabelled` and `before` are of its split. `test` are the run's own test images and others of
-    domains that trained, `adapted` those of domains that it saw without labels, `unseen` images of other domains or
-    classes; `unused` are images of the run's data in no part of its split.
+    `train`, `val`, `unlabelled` and `before` are those of its split. `test` are the run's test images and other images
+    of training domains, `adapted` images of domains seen without labels, `unseen` images of other domains or classes,
+    and `unused` images of the run's data that are in no part of its split.
     """
     stored = read_stored_split(loaded.folder / "split.json")
     trained = trained_of([loaded])
@@ -124,7 +124,7 @@ def context_of(loaded: LoadedRun) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Everything to measure.
+    """The subjects and suites of a benchmark.
 
     Attributes:
         contexts: one mapping per run; see `context_of`.

@@ -1,4 +1,4 @@
-"""The same images with other prompt templates, or with class names added that no image has (`vocab:` suites)."""
+"""Suites with other prompt templates or additional class names (`vocab:` suites)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BASES = ("id", "domain", "folder")
 
 @dataclass(frozen=True)
 class VariantSpec:
-    """A changed vocabulary. `templates` None keeps the run's own."""
+    """A prompt variant. `templates` is None for the run's own."""
 
     name: str
     added: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Who is measured: the teacher, torch student and artifacts of runs as the benchmark's subjects."""
+"""Create the benchmark's subjects: teacher, torch student and artifacts of runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from edgekd.targets.bank import ClassBank
 from edgekd.targets.session import Session, open_session
 
 COPIED = " (copied)"
-"""Behind the run's name of a lone artifact that is of another student than the run of that name here."""
+"""Suffix of the run's name of a copied artifact of another student than that of the local run."""
 
 
 def run_of(path: Path) -> tuple[Path, list[str]]:
@@ -40,7 +40,7 @@ def run_of(path: Path) -> tuple[Path, list[str]]:
     read_run(path)
     artifacts = [folder.name for folder in artifact_folders(path)]
     if not artifacts:
-        say(f"{path} has no exported file (edgekd export): its torch student is measured alone")
+        say(f"{path} has no exported file (edgekd export), so only its torch student is measured")
     return path, artifacts
 
 
@@ -149,7 +149,7 @@ def _in_torch(
 def _artifact(folder: Path, elsewhere: bool) -> Subject:
     """Return an exported file; with `elsewhere` also one whose runtime is not on this machine."""
     try:
-        # Threads that poll would take the cores from the decoding that goes on beside the accuracy run.
+        # Spinning threads would take the cores from the decoding during the accuracy run.
         session = open_session(folder, spinning=False)
     except NotHere as error:
         if not elsewhere:

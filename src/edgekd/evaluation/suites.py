@@ -1,4 +1,4 @@
-"""Test images as the benchmark's suites: a run's own, and any folder's, without the images that training has seen."""
+"""Create the benchmark's suites from a run's test images and from folders, without training images."""
 
 from __future__ import annotations
 

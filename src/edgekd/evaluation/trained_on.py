@@ -1,4 +1,4 @@
-"""What runs have seen in training, image contents and domains, and how test suites are named by it."""
+"""The images and domains that runs have seen in training, and the naming of test suites by them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`edgekd demo`: one page on this machine that shows what each model of a run makes of a picture. No network."""
+"""`edgekd demo`: a local web page that classifies a picture with each model of a run, without a network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _HEADERS = {
 
 @dataclass(frozen=True, eq=False)
 class Demo:
-    """A page that is being served on this machine alone."""
+    """A page that is served to this machine only."""
 
     server: ThreadingHTTPServer
     url: str
@@ -58,7 +58,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Name a failed request in one line; a browser that left (`OSError`) is no failure."""
+        """Warn of a failed request in one line; ignore closed connections (`OSError`)."""
         error = sys.exc_info()[1]
         if error is not None and not isinstance(error, OSError):
             warn(f"a request failed ({first_line(error)}).")
@@ -68,7 +68,7 @@ def open_demo(path: Path, port: int) -> Demo:
     """Load the models at `path` and bind the page's port.
 
     Raises:
-        EdgekdError: no run or artifact, or a port that is in use.
+        EdgekdError: there is no run or artifact, or the port is in use.
     """
     models = models_of(path)
     for model in models:  # the first call of a runtime takes longer than the others
@@ -86,7 +86,7 @@ def open_demo(path: Path, port: int) -> Demo:
 
 
 def models_of(path: Path) -> list[Model]:
-    """Load the teacher, the student and every artifact of a run that runs here; of an artifact folder, that one."""
+    """Load the teacher, the student and every runnable artifact of a run, or a single artifact."""
     if (path / "artifact.json").is_file():
         return [load(path)]
     from edgekd.core.manifest import read_run
@@ -166,7 +166,7 @@ def _handler(models: list[Model], page: bytes) -> type[BaseHTTPRequestHandler]:
                 self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)})
 
         def _is_local(self) -> bool:
-            """Refuse pages of other sites, also behind a name that was made to point here."""
+            """Refuse requests from other sites, including DNS rebinding."""
             assert isinstance(self.server, ThreadingHTTPServer)
             port = self.server.server_port
             hosts = {f"{_HOST}:{port}", f"localhost:{port}"}
@@ -187,6 +187,6 @@ def _handler(models: list[Model], page: bytes) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Print nothing: what is classified here is nobody else's business."""
+            """Print nothing, for privacy."""
 
     return Handler

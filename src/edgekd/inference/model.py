@@ -1,4 +1,4 @@
-"""A finished classifier, ready to use: images in, class names with probabilities out. An artifact needs no torch."""
+"""Classifiers for prediction: images → class names with probabilities. Artifacts need no torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Prediction:
     """Path of the image, or its number among those given."""
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
-    """Of `classes`, 0–1; they add up to 1."""
+    """Probabilities of `classes`, 0–1; they add up to 1."""
 
     @property
     def label(self) -> str:
@@ -59,7 +59,7 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A classifier in memory. `edgekd.load` makes one."""
+    """A loaded classifier, created by `edgekd.load`."""
 
     name: str
     classes: tuple[str, ...]
@@ -116,7 +116,7 @@ class Model:
 
 
 def load(path: str | Path, *, threads: int | None = None) -> Model:
-    """Load a run's student, or an exported file, whose folder is enough; see `edgekd.load`."""
+    """Load a run's student or an exported file; see `edgekd.load`."""
     folder = Path(path)
     if (folder / "artifact.json").is_file():
         from edgekd.targets.session import open_session

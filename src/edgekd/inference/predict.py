@@ -1,4 +1,4 @@
-"""`edgekd predict`: a stream of images in, predictions out, to the console, a CSV file and annotated copies."""
+"""`edgekd predict`: classify a stream of images, with output to the console, a CSV file and annotated copies."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def _free_jpeg(folder: Path, stem: str) -> Path:
 
 
 def _check_outputs(config: PredictConfig) -> None:
-    """Refuse to write over anything."""
+    """Refuse to overwrite anything."""
     if config.csv is not None and config.csv.exists():
         raise EdgekdError(f"{config.csv} exists already.", "Choose another --csv.")
     folder: Path | None = config.annotate

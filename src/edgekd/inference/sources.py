@@ -1,4 +1,4 @@
-"""What to predict: images, folders of images, frames of a video or of a camera, one after the other."""
+"""Inputs of predictions: images, folders of images, and frames of a video or a camera."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Frame:
     """One image to predict."""
 
     name: str
-    """For people: the path, or `clip.mp4#12`."""
+    """Readable name: the path, or `clip.mp4#12`."""
     stem: str
-    """Of a file that is made of it."""
+    """Stem of the name of an output file."""
     read: Callable[[], Image.Image]
     """Decodes it, RGB; raises `UnreadableImage`."""
 

@@ -1,11 +1,10 @@
-"""One cell of a study: train a student, test it, and record which images it classified rightly.
+"""One cell of a study: train a student, test it, and record which images it classifies correctly.
 
-Run as a program (`python -m edgekd.studies.cell FOLDER CELL …`), it does one cell of a planned study in a process of
-its own; `--jobs` starts it so.
+As a program (`python -m edgekd.studies.cell FOLDER CELL …`), it runs one cell of a planned study in a separate process,
+which `--jobs` uses.
 
-The oracle (`edgekd study --oracle`) is the best that a run's weights ever were on the images it is tested on. During
-training `watch` tests the weights on all unseen images and keeps the best result in the run's folder. Nothing that a
-run does, and no number but this one, depends on it.
+The oracle (`edgekd study --oracle`) is the best accuracy of a run's weights on its test images. During training `watch`
+tests the weights on all unseen images and keeps the best result in the run's folder. No other number depends on it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a study will do: its grid of cells, with everything checked that can be before the first one trains."""
+"""Plan a study: its grid of cells, with all checks that are possible before the first training."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The cells of a study and its folder: settings, a line per finished cell, and the outcome of each.
 
-`study.json` settings; `cells.jsonl` one finished cell a line; `cells/KEY.npz` per measure `NAME` bool `[n]` and
-`NAME_labels` int64 `[n]`. A cell is written whole or not at all: its arrays first, then its line, in one rename each.
+`study.json` has the settings, `cells.jsonl` one finished cell per line, and `cells/KEY.npz` per measure `NAME` bool
+`[n]` and `NAME_labels` int64 `[n]`. A cell is written atomically: first its arrays, then its line, in one rename each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A study from first to last: its cells, run here one after the other or side by side in processes, then its tables."""
+"""Run a study: its cells, sequentially or in parallel processes, and then its tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study's tables: the numbers of finished cells, the teacher's row on top, and the notes under each table.
+"""The tables of a study: the numbers of finished cells, a row for the teacher, and notes.
 
 DomainBed's conventions (Gulrajani and Lopez-Paz 2021): a mean over seeds, ± the standard error with the population's
 standard deviation, `std(x / sqrt(n))`, ddof 0; the average over domains is taken per seed, without weights.

@@ -1,4 +1,4 @@
-"""A study's tables as a document for the console and Markdown, as CSV with a number per line, and as one picture."""
+"""Write the tables of a study for the console and as Markdown, CSV and a picture."""
 
 from __future__ import annotations
 

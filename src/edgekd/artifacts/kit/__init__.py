@@ -1,6 +1,6 @@
 """A test kit in an artifact's folder: real pictures, their pixels, the expected logits, and programs that compare.
 
-Whoever puts a file into an app can see whether the app resizes and runs as edgekd does.
+It shows app developers whether their app preprocesses and runs the file correctly.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ ENDINGS = {
 SHARE = {"fp32": 0.002, "fp16": 0.01}
 """Tolerance on a logit, as a share of the range of all of them."""
 SHARE_OF_8_BITS = 0.1
-"""Kernels of other processors round 8-bit sums otherwise."""
+"""The same for 8-bit files, since kernels of other processors round differently."""
 
 
 def write_kit(artifact: Path, pictures: Sequence[bytes]) -> Path:
     """Write `kit/` into an artifact's folder, with what its runtime, or its target's evaluator, computes; return it.
 
     Args:
-        pictures: encoded images, as they are in files.
+        pictures: encoded images.
 
     Raises:
-        EdgekdError: no pictures, a file that takes floats or ends in an embedding, or one whose runtime is not here.
+        EdgekdError: there are no pictures, the file takes floats or ends in an embedding, or its runtime is missing.
     """
     if not pictures:
         raise EdgekdError("The run has no test images for a test kit.", "Leave out --test-kit.")
@@ -90,7 +90,7 @@ def _ppm(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _facts(artifact: Artifact, names: Sequence[str], logits: NDArray[np.float32]) -> dict[str, Any]:
-    """Return what the programs read of the kit."""
+    """Return the content of kit.json."""
     share = SHARE.get(artifact.precision, SHARE_OF_8_BITS)
     return {
         "model": next(iter(artifact.files)),

@@ -17,12 +17,12 @@ HUGGING_FACE = "hf:"
 
 
 def is_packed(spec: str | Path) -> bool:
-    """Return whether a source is shards or a `datasets` name, and no folder or manifest."""
+    """Return whether a source is shards or a `datasets` name."""
     return str(spec).startswith(HUGGING_FACE) or str(spec).endswith(".tar")
 
 
 def absolute(spec: str) -> str:
-    """Return a packed source with the full path of what lies on this disk."""
+    """Return a packed source with an absolute path if it is local."""
     if not spec.startswith(HUGGING_FACE):
         return spec if "://" in spec else str(Path(spec).expanduser().absolute())
     path, colon, split = spec.removeprefix(HUGGING_FACE).partition(":")
@@ -32,14 +32,14 @@ def absolute(spec: str) -> str:
 
 
 def open_source(spec: str, *, labelled: bool = True) -> Source:
-    """Return the images of a source that can be read; warn of the others.
+    """Return the readable images of a source; warn of the others.
 
     Args:
         spec: a folder, `.csv`, `.parquet`, COCO's `.json`, shards, or `hf:NAME`.
-        labelled: every image has a label. If not, labels do not count, and a folder is searched however deep.
+        labelled: whether every image needs a label. If not, labels are ignored, and folders are searched recursively.
 
     Raises:
-        EdgekdError: nothing there, images that do not follow the conventions, a damaged source, no readable image.
+        EdgekdError: the source is missing or damaged, does not follow the conventions, or has no readable image.
     """
     if not is_packed(spec):
         return readable(Path(spec), list_files(Path(spec), labelled=labelled))

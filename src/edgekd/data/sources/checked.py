@@ -1,6 +1,6 @@
-"""Which of the listed files can be read, and their content keys.
+"""Check which listed files can be read, and compute their content keys.
 
-Every file is decoded once, and remembered by its size and time.
+Every file is decoded once, and the result is cached by size and modification time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgekd.data.sources.scan import Listing, shown
 from edgekd.data.sources.source import FileReader, Source
 
 _MANY = 2000
-"""From this many images to decode there is a message."""
+"""Number of images above which a message is printed."""
 
 
 def readable(path: Path, listing: Listing) -> Source:
@@ -59,8 +59,8 @@ def readable(path: Path, listing: Listing) -> Source:
 def _verify(listing: Listing) -> tuple[dict[str, str], dict[str, str]]:
     """Return path → content key of every readable file, and path → reason of every other one.
 
-    The key is the first 32 hex digits of the SHA-256. What was readable at the same size and modification time is not
-    read again; what was not is tried anew, since a permission or a Pillow release may have changed it.
+    The key is the first 32 hex digits of the SHA-256. Readable files with the same size and modification time are not
+    read again. Unreadable ones are, since permissions or the Pillow release may have changed.
     """
     index = f"images-{short_hash(os.path.realpath(listing.root))}"
     known = read_index(index, dict[str, tuple[int, int, str]]) or {}
@@ -87,6 +87,6 @@ def _verify(listing: Listing) -> tuple[dict[str, str], dict[str, str]]:
         (keys if key else reasons)[path] = key or reason
     fresh = {shown(path): (*stamps[path], key) for path, key in keys.items()}
     if any(known.get(path) != value for path, value in fresh.items()):
-        # Two manifests of one folder share the index, hence the union.
+        # Several manifests of a folder share the index, so it is merged.
         write_index(index, known | fresh)
     return keys, reasons

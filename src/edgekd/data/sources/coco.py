@@ -1,4 +1,4 @@
-"""COCO-style annotations as labels of whole images."""
+"""Read COCO-style annotations as image labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def list_coco(path: Path) -> Listing:
     names like the file (`instances_val2017.json` → `val2017/`).
 
     Raises:
-        EdgekdError: no such annotations, no image where they may lie, or a name that leads out of the folder.
+        EdgekdError: the annotations are invalid, images are not found, or a name leads out of the folder.
     """
     data = read_object(path, "COCO file", _HINT)
     try:

@@ -1,4 +1,4 @@
-"""Hugging Face `datasets`: by name, or saved on disk with `save_to_disk` (`hf:NAME[:split]`, `hf:FOLDER[:split]`)."""
+"""Read Hugging Face `datasets` by name, or saved with `save_to_disk` (`hf:NAME[:split]`, `hf:FOLDER[:split]`)."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def _load(spec: str) -> dict[str, Any]:
             found = datasets.load_dataset(name)
         tables = dict(found) if isinstance(found, Mapping) else {split or "all": found}
         for table in tables.values():
-            table.data.validate(full=True)  # pyarrow reads wherever damaged offsets lead
-    except Exception as error:  # datasets has errors of many kinds
+            table.data.validate(full=True)  # pyarrow does not check damaged offsets
+    except Exception as error:  # datasets raises many kinds
         raise EdgekdError(
             f"The dataset {name} cannot be loaded ({first_line(error)}).",
             "Name one of the hub, or a folder that save_to_disk wrote.",
@@ -159,7 +159,7 @@ def _described(features: Mapping[str, Any]) -> str:
 
 
 def _names(table: Any, column: str) -> list[str]:
-    """Return a column as text: the names of a ClassLabel, empty where a value is missing."""
+    """Return a column as text (names for a ClassLabel), empty for missing values."""
     values = table.with_format(None)[column]
     names = getattr(table.features[column], "names", None)
 
@@ -172,7 +172,7 @@ def _names(table: Any, column: str) -> list[str]:
 
 
 def _checked(spec: str, table: Any, column: str) -> list[tuple[str, str]]:
-    """Return content key and reason of each row, from an earlier run where the dataset is the same."""
+    """Return content key and reason of each row, from the cache if the dataset is unchanged."""
     stamp = short_hash("table", str(table._fingerprint), column)
     index = f"table-{stamp}"
     stored = read_index(index, list[tuple[str, str]])

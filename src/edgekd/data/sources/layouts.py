@@ -1,4 +1,4 @@
-"""DomainBed's data sets, known by the names of their domain folders."""
+"""Data sets of DomainBed, recognised by the names of their domain folders."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _PARTS = ("train", "crossval", "val", "test", "full")
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set that others report numbers on, and what to mind beside theirs."""
+    """A published data set, with remarks for comparisons with published numbers."""
 
     name: str
     domains: tuple[str, ...]
     """In DomainBed's order, which is that of the sorted folders (domainbed/datasets.py)."""
     caution: str = ""
     other_names: tuple[str, ...] = ()
-    """The same domains as another of its archives calls them."""
+    """Names of the domains in another archive."""
     numbered: tuple[str, ...] = ()
-    """Names of the classes that this archive only numbers from 0."""
+    """Names of the classes that this archive numbers from 0."""
 
     @property
     def remark(self) -> str:
@@ -54,7 +54,7 @@ LAYOUTS = (
 
 
 def known_layout(domains: Iterable[str]) -> Layout | None:
-    """Return the layout whose domains these are; underscores, spaces and case do not count."""
+    """Return the layout with these domains, ignoring underscores, spaces and case."""
     found = {_plain(name) for name in domains}
     return next(
         (
@@ -68,7 +68,7 @@ def known_layout(domains: Iterable[str]) -> Layout | None:
 
 
 def class_names(domains: Iterable[str], classes: Sequence[str]) -> tuple[str, ...]:
-    """Return `classes`, or their names where a known archive only numbers them."""
+    """Return `classes`, or their names if a known archive numbers them."""
     layout = known_layout(domains)
     if layout is None or list(classes) != [str(number) for number in range(len(layout.numbered))]:
         return tuple(classes)
@@ -76,10 +76,10 @@ def class_names(domains: Iterable[str], classes: Sequence[str]) -> tuple[str, ..
 
 
 def whole_parts(folders: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Return which `(domain, part)` folders of a known archive make up its images; none for other layouts.
+    """Return the `(domain, part)` folders with the images of a known archive; empty for other layouts.
 
-    VLCS also comes as CALTECH/train, /crossval, /test and /full with numbered classes: `full` holds the images of all
-    the others, which stand in for it where it is missing.
+    An archive of VLCS has CALTECH/train, /crossval, /test and /full with numbered classes. `full` has the images of the
+    others, which are used if it is missing.
     """
     found = set(folders)
     layout = known_layout({domain for domain, _ in found})
@@ -96,7 +96,7 @@ def whole_parts(folders: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def unwrapped(spec: str) -> str:
-    """Return `spec`, or the one folder in it that holds a known layout (PACS unpacks to `kfold/`)."""
+    """Return `spec`, or the single folder in it with a known layout (PACS unpacks to `kfold/`)."""
     root = Path(spec)
     if not root.is_dir() or known_layout(_folders(root)) is not None:
         return spec

@@ -1,4 +1,5 @@
-"""Manifests: `.csv` and `.parquet` files with the columns `path`, `label` and, if wanted, `domain` and `split`."""
+"""Read manifests: `.csv` and `.parquet` files with the columns `path` and `label`, and optionally `domain` and
+`split`."""
 
 from __future__ import annotations
 
@@ -20,10 +21,10 @@ _SAVE = "Save it as comma-separated UTF-8 text."
 
 
 def list_manifest(path: Path, *, labelled: bool = True) -> Listing:
-    """Read a manifest's rows. Absolute paths are taken as they stand.
+    """Read a manifest's rows; paths are relative to it or absolute.
 
     Args:
-        labelled: False where only the column `path` is read.
+        labelled: False to read only the column `path`.
 
     Raises:
         EdgekdError: not readable, a column missing or misspelt, an empty or unknown value, an image listed
@@ -55,7 +56,7 @@ def list_manifest(path: Path, *, labelled: bool = True) -> Listing:
         role = role_of(row["split"], place) if "split" in columns else None
         domain = printable(row["domain"]) if "domain" in columns else None
         entry = Entry(row["path"], printable(row["label"]) if labelled else "", domain, role)
-        # One file, however it is spelled: relative, with ./, absolutely.
+        # One file in different spellings: relative, with ./, absolute.
         file = os.path.normpath(os.path.join(os.path.abspath(path.parent), entry.path))
         first = entries.setdefault(file, entry)
         if first is entry:
@@ -82,11 +83,11 @@ def list_manifest(path: Path, *, labelled: bool = True) -> Listing:
 
 
 _MISSING = ("", "nan", "<na>", "nat")
-"""How a table without a value writes it (numpy, pandas), in lower case."""
+"""Spellings of missing values (numpy, pandas), in lower case."""
 
 
 def is_missing(value: str) -> bool:
-    """Return whether a label or another value of a table stands for no value."""
+    """Return whether a value of a table means a missing value."""
     return value.strip().lower() in _MISSING
 
 

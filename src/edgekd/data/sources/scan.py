@@ -1,8 +1,7 @@
-"""Where images lie and what they are called: folder conventions and manifests, before any file is opened.
+"""List the images of a source by the folder conventions, before any file is opened.
 
-Folders: `class/img`, `domain/class/img` (DomainBed), `train|val|test/class/img`. Hidden files and folders are passed
-over, links are followed but not in circles. A manifest is a `.csv` or `.parquet` file with the columns `path`, `label`
-and, if wanted, `domain` and `split`; its paths are relative to it.
+Layouts: `class/img`, `domain/class/img` (DomainBed), `train|val|test/class/img`. Hidden files and folders are skipped.
+Links are followed, except in cycles.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _OUTSIDE = "image outside a class folder"
 
 @dataclass(frozen=True)
 class Entry:
-    """One image as the layout names it; `path` is relative to the root, `domain` and `role` may be absent."""
+    """An image of a listing; `path` is relative to the root, `domain` and `role` may be absent."""
 
     path: str
     label: str
@@ -36,11 +35,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """Everything found under `root`, sorted by path.
+    """The images found under `root`, sorted by path.
 
     Attributes:
-        folders: class folders, also those without an image.
-        left_out: files that are no images.
+        folders: class folders, including empty ones.
+        left_out: files that are not images.
     """
 
     root: Path
@@ -50,10 +49,10 @@ class Listing:
 
 
 def list_folder(root: Path) -> Listing:
-    """Recognise the layout of `root` by how deep its images lie.
+    """Recognise the layout of `root` by the depth of its images.
 
     Raises:
-        EdgekdError: no image, images at several depths or too deep, role folders beside others.
+        EdgekdError: there are no images, images at several depths or too deep, or role folders next to others.
     """
     left_out = Tally()
     images: dict[tuple[str, ...], list[str]] = {}
@@ -140,14 +139,14 @@ def is_image(name: str) -> bool:
 
 
 def file_ending(name: str) -> str:
-    """Return why a file is left out that is no image."""
+    """Return the reason for skipping a file that is not an image."""
     return f"file ending {os.path.splitext(name)[1].lower() or 'in nothing'}"
 
 
 def shown(path: str) -> str:
-    """Return a path as text that can be printed and stored as UTF-8, whatever bytes the disk has for its name.
+    """Return a path as printable text that can be stored as UTF-8.
 
-    Control characters, which could drive a terminal, are escaped.
+    Control characters are escaped.
     """
     try:
         return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
@@ -156,7 +155,7 @@ def shown(path: str) -> str:
 
 
 def shown_names(paths: Iterable[str]) -> tuple[str, ...]:
-    """`shown` of each path; of paths that are shown alike, all but the first get a number."""
+    """Return `shown` of each path, with numbers for duplicates."""
     names: dict[str, None] = {}
     for path in paths:
         name, number = shown(path), 1
@@ -238,26 +237,26 @@ def _role_folders(root: Path, tops: list[str]) -> dict[str, str] | None:
 
 
 def order_classes(names: set[str]) -> list[str]:
-    """Return sorted names; by value where all are numbers, so that folder 10 is class 10."""
+    """Return sorted names, by value if all are numbers, so that folder 10 is class 10."""
     if all(name.isdecimal() and len(name) < 1000 for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
 
 def display_names(root: Path, classes: list[str]) -> tuple[str, ...]:
-    """Return class names by `classes.txt` in `root`, or the folder names (manifest labels) where there is none.
+    """Return the class names from `classes.txt` in `root`, or the folder names (manifest labels) if there is none.
 
-    Either no line of the file has a tab: line i names the i-th of the sorted folders; or every line is
-    `folder<TAB>name`, in any order. Blank lines do not count.
+    The lines are either the names of the sorted folders in order, or all `folder<TAB>name` in any order. Blank lines
+    are ignored.
 
     Raises:
-        EdgekdError: the lines do not fit the folders, or name two classes alike.
+        EdgekdError: the lines do not match the folders, or two names are equal.
     """
     path = root / "classes.txt"
     if not path.is_file():
         return tuple(shown(name) for name in classes)
     text = read_text(path, "list of classes", "Save it as UTF-8, one class name per line.")
-    # Tabs separate; other control characters have no place in a name.
+    # Tabs separate; other control characters are not allowed in a name.
     lines = [
         "\t".join(printable(part) for part in line.strip().split("\t"))
         for line in text.splitlines()

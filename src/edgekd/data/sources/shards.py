@@ -1,7 +1,7 @@
-"""WebDataset shards: tar files in which `KEY.jpg` lies beside `KEY.cls`, `KEY.txt` or `KEY.json`.
+"""Read WebDataset shards: tar files with `KEY.jpg` and `KEY.cls`, `KEY.txt` or `KEY.json`.
 
-`.cls` holds the number of the class, `.txt` its name, `.json` an object with `label` and, if wanted, `domain` and
-`split`. Shards are on disk or at any address that fsspec opens.
+`.cls` has the class index, `.txt` the class name, and `.json` an object with `label` and optionally `domain` and
+`split`. Shards are local files or URLs that fsspec opens.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class Row:
-    """One image in a shard. `key` is empty where it cannot be read, for the `reason`; `label` where there is none."""
+    """An image in a shard. `key` is empty if it cannot be read, for the `reason`; `label` is empty if there is none."""
 
     name: str
     offset: int
@@ -60,7 +60,7 @@ class ShardBytes:
         system, path = _file_system(self.shards[self.shard_of[row]])
         try:
             return bytes(system.cat_file(path, start=start, end=start + size))
-        except Exception as error:  # every file system of fsspec has errors of its own
+        except Exception as error:  # file systems of fsspec raise their own errors
             raise EdgekdError(
                 f"The shard {self.shards[self.shard_of[row]]} cannot be read ({first_line(error)}).",
                 "Restore it, and go on with --resume.",
@@ -106,10 +106,10 @@ def list_shards(spec: str, *, labelled: bool) -> Source:
 
 
 def expanded(spec: str) -> list[str]:
-    """Return the addresses of a pattern with braces: `{000..127}` counts, `{a,b}` lists.
+    """Expand a pattern with braces: `{000..127}` is a range, `{a,b}` a list.
 
     Raises:
-        EdgekdError: an end before its start, or more than 100,000 shards.
+        EdgekdError: a range is empty, or there are more than 100,000 shards.
     """
     specs = [spec]
     while found := re.search(r"\{([^{}]*)\}", specs[0]):
@@ -125,7 +125,7 @@ def expanded(spec: str) -> list[str]:
 
 
 def _counted(inner: str) -> Sequence[str]:
-    """Return what stands for the inside of a pair of braces."""
+    """Return the expansion of the inside of a pair of braces."""
     span = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", inner)
     if span is None:
         return inner.split(",")
@@ -149,7 +149,7 @@ def _file_system(shard: str) -> tuple[Any, str]:
 
 
 def _indexed(shard: str) -> list[Row]:
-    """Return the rows of a shard, from the index of an earlier run where the shard has not changed."""
+    """Return the rows of a shard, from the cache if the shard is unchanged."""
     system, path = _file_system(shard)
     try:
         stamp = str(system.ukey(path))
@@ -186,7 +186,7 @@ def _scan(system: Any, path: str, shard: str) -> Iterator[Row]:
                     rows.append((_stem(row.name), row))
                 handle.seek(tar.offset)
                 whole = handle.read(_BLOCK) == bytes(_BLOCK)
-        # Hostile headers end in tarfile's own errors, ValueError, RecursionError and more.
+        # Hostile headers raise tarfile's own errors, ValueError, RecursionError and more.
         except Exception as error:
             if not rows and "empty file" in str(error):
                 raise EdgekdError(f"The shard {shard} is empty.", "Write it again.") from error
@@ -203,20 +203,20 @@ def _scan(system: Any, path: str, shard: str) -> Iterator[Row]:
 def _images(
     tar: tarfile.TarFile, facts: dict[str, dict[str, str]]
 ) -> Iterator[tuple[str, int, bytes, str]]:
-    """Yield name, offset and content of each image, and put what lies beside them into `facts`.
+    """Yield name, offset and content of each image, and collect the labels in `facts`.
 
-    The last value is why an image is not read at all, else empty.
+    The last value is the reason if an image is not read, else empty.
     """
     end = -1
     for member in tar:
-        if member.offset <= end:  # a negative size leads back, and tarfile would read in circles
+        if member.offset <= end:  # with a negative size tarfile would read in an endless loop
             raise tarfile.ReadError("its members overlap")
         end = member.offset
         ending = os.path.splitext(member.name)[1].lower()
         is_image = ending in EXTENSIONS
         if not member.isreg() or not (is_image or ending in (".cls", ".txt", ".json")):
             continue
-        # A sparse member expands to any size, and does not lie in the shard in one piece.
+        # A sparse member can expand to any size, and is not contiguous in the shard.
         reason = NOT_REGULAR if member.issparse() else ""
         if is_image and member.size > MAX_BYTES:
             reason = reason or "more than 1 GB"

@@ -1,8 +1,7 @@
-"""The readable images of a source, and their readers: files, and images that are no files of their own.
+"""The readable images of a source, and their readers for files and packed images.
 
-WebDataset shards (`shards/{000..127}.tar`) and Hugging Face `datasets` are read once from front to back: every image is
-decoded and hashed, none is stored. The list is cached, so the next run lists nothing. Images are then read one by one,
-where they lie.
+WebDataset shards (`shards/{000..127}.tar`) and Hugging Face `datasets` are read once from front to back to decode and
+hash every image. The index is cached for later runs. Images are then read individually from their place.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class FileReader:
 
 @dataclass(frozen=True, eq=False)
 class PackedReader:
-    """Reads the i-th image out of what holds them; picklable, for many threads.
+    """Reads the i-th image of a packed source; picklable and thread-safe.
 
     Attributes:
         content: row in the source → the image's encoded bytes.
