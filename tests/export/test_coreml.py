@@ -271,7 +271,7 @@ def test_students_that_cannot_be_exported(
     ("changes", "message"),
     [
         ({"calibration": None}, "FP16 needs calibration images"),
-        ({"deployment_target": "iOS12"}, "not made for iOS12"),
+        ({"deployment_target": "iOS12"}, "iOS12 is not supported"),
         ({"compute_capability": "8.6"}, "coreml has no option compute_capability"),
     ],
 )
