@@ -110,13 +110,14 @@ def test_every_mode_becomes_rgb_on_white(data: bytes, pixels: list[tuple[int, ..
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_the_first_frame_of_an_animation(kind: str) -> None:
     red, blue = (Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE))
-    options = {"lossless": True} if kind == "WEBP" else {}
-    data = encoded(red, kind, save_all=True, append_images=[blue], **options)
+    data = encoded(red, kind, save_all=True, append_images=[blue], lossless=True)
     assert np.asarray(decode(data))[4, 4].tolist() == list(RED)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("kind", "orientation"),
+    [*(("JPEG", n) for n in range(1, 9)), ("PNG", 6), ("TIFF", 6), ("WEBP", 6)],
+)
 def test_exif_orientation(kind: str, orientation: int) -> None:
     # 48 x 32 with a red corner top left, a blue one top right. EXIF says which side stored row 0 and column 0 are.
     scene = np.full((32, 48, 3), 255, dtype=np.uint8)
@@ -171,26 +172,21 @@ def test_unreadable_files_have_a_reason(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
-def test_truncated(kind: str, share: float) -> None:
-    data = encoded(noise(200, 200), kind)
-    assert reason_of(data[: int(len(data) * share)]) in ("truncated", "damaged")
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_bit_rot_raises_nothing_but_unreadable() -> None:
-    generator = np.random.default_rng(0)
-    for kind in ("PNG", "GIF", "TIFF", "WEBP", "BMP", "JPEG", "PPM"):
-        data = encoded(noise(32, 32), kind)
-        for _ in range(60):
-            broken = bytearray(data)
-            for place in generator.integers(0, min(len(broken), 400), 4):
-                broken[place] = int(generator.integers(0, 256))
-            with contextlib.suppress(UnreadableImage):
-                assert decode(bytes(broken)).mode == "RGB"
+def test_damage_raises_nothing_but_unreadable(kind: str) -> None:
+    data = encoded(noise(200, 200), kind)
+    for share in (0.02, 0.3, 0.9):
+        assert reason_of(data[: int(len(data) * share)]) in ("truncated", "damaged")
+    data, generator = encoded(noise(32, 32), kind), np.random.default_rng(0)
+    for _ in range(40):
+        broken = bytearray(data)
+        for place in generator.integers(0, min(len(broken), 400), 4):
+            broken[place] = int(generator.integers(0, 256))
+        with contextlib.suppress(UnreadableImage):
+            assert decode(bytes(broken)).mode == "RGB"
 
 
-@pytest.mark.parametrize("side", [9_487, 12_000, 14_500, 60_000])
+@pytest.mark.parametrize("side", [9_487, 12_000, 60_000])
 @pytest.mark.filterwarnings("ignore")
 def test_decompression_bomb_is_refused_by_its_header(side: int) -> None:
     # 9,487² is just over 90 and 12,000² over 100 megapixels; Pillow itself warns at 89 and raises at 179.

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +10,9 @@ from PIL import Image
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import NO_CLASS, ImageSet, load_images, toy_images
-from edgekd.data.split import Split, make_split, read_split
+from edgekd.data.split import ROLES, Split, make_split, read_split
 from edgekd.data.subsets import run_split, untested_half
 from edgekd.data.unlabelled import NO_DOMAIN, label_free, load_unlabelled, with_unlabelled
-from edgekd.distill.inputs.batches import open_store
 
 
 def paint(root: Path, *names: str) -> Path:
@@ -97,9 +95,7 @@ def test_unlabelled_images_join_behind_the_labelled_ones(
     assert [joined.read(i).getpixel((0, 0))[2] for i in (24, 25, 26)] == [1, 0, 2]  # type: ignore[index]
     assert dict(made.unlabelled) == dict(zip(joined.ids[-3:], joined.keys[-3:], strict=True))
     assert (made.unlabelled_domains, made.hash) == (("one", "camera", "two"), split.hash)
-    stored = open_store(joined, 8).batch(np.array([26, 0, 24]))[:, 0, 0]
-    assert stored[[0, 2]].tolist() == [[0, 9, 2], [0, 9, 1]]
-    assert tuple(stored[1]) == images.read(0).getpixel((0, 0))
+
     fewer, cut = with_unlabelled(images, split, sources, limit=2)
     assert len(fewer) == 26
     assert set(cut.unlabelled.values()) == set(sorted(made.unlabelled.values())[:2])
@@ -113,13 +109,9 @@ def test_the_split_is_written_and_read_with_its_unlabelled_images(
     _, made = with_unlabelled(images, split, [str(source)])
     assert len(made.unlabelled) == 6  # 24 of the 30 have contents of the labelled data
     made.write(tmp_path / "split.json")
-    stored = json.loads((tmp_path / "split.json").read_text())
-    assert set(stored["roles"]["unlabelled"].values()) == set(made.unlabelled.values())
     again = read_split(tmp_path / "split.json", images)
-    assert (again.unlabelled, again.unlabelled_domains) == (
-        made.unlabelled,
-        made.unlabelled_domains,
-    )
+    assert again.unlabelled == made.unlabelled
+    assert again.unlabelled_domains == made.unlabelled_domains
     with_unlabelled(images, again, [str(source)])
     (source / "27.png").unlink()
     with pytest.raises(EdgekdError, match="unlabelled images are gone"):
@@ -132,26 +124,17 @@ def test_images_of_the_split_do_not_train_without_labels(
     images, split = labelled
     root = tmp_path / "camera"
     root.mkdir()
-    for role in ("train", "val", "id_test", "ood_test"):
-        index = int(getattr(split, role)[0])
-        images.read(index).save(root / f"{role}.png")
+    for role in ROLES:
+        images.read(int(getattr(split, role)[0])).save(root / f"{role}.png")
     for name in ("new.png", "twice.png"):
         Image.new("RGB", (12, 12), (1, 2, 3)).save(root / name)
     _, made = with_unlabelled(images, split, [str(root)])
     assert list(made.unlabelled) == ["new.png"]
-    told = capsys.readouterr().err
-    for reason in (
-        "1 × labelled training image",
-        "1 × validation image",
-        "1 × test image (",
-        "1 × test image of the unseen domain",
-        "1 × content that is there before",
-    ):
-        assert reason in " ".join(told.split())
+    assert capsys.readouterr().err.count("1 ×") == 5
     # Its neighbours trained, so the unseen domain is none any more.
     assert "sketch" in made.unlabelled_domains
-    (root / "new.png").unlink()
-    (root / "twice.png").unlink()
+    for name in ("new.png", "twice.png"):
+        (root / name).unlink()
     with pytest.raises(EdgekdError, match="No unlabelled image is left"):
         with_unlabelled(images, split, [str(root)])
 

@@ -89,9 +89,12 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in metrics(folder) if "loss" in line]
 
 
-def assert_same_curve(one: Path, two: Path) -> None:
+def assert_same_run(one: Path, two: Path) -> None:
+    """Assert what several processes keep: the curve and the weights up to rounding."""
     assert [step for step, _ in losses(two)] == [step for step, _ in losses(one)]
     np.testing.assert_allclose(losses(two), losses(one), atol=1e-4)
+    left, right = weights(two), weights(one)
+    assert all(torch.allclose(left[name], right[name], atol=1e-3) for name in left)
 
 
 def validations(folder: Path) -> list[tuple[int, float]]:
@@ -114,36 +117,25 @@ def board(folder: Path) -> dict[str, list[int]]:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_trains_and_leaves_a_complete_run(run: Trainer, recipe: str) -> None:
     encoder = {"student": "teacher", "pretrained": None} if recipe == "vl2v-sd" else {}
-    made = run(recipe=recipe, bn="frozen", **encoder)
-    folder = made.folder
+    made = run(recipe=recipe, bn="frozen", steps=4, **encoder)
     labels_alone = recipe in ("erm", "lp-ft", "pseudo-label")
-    expected = {
-        "config.json",
-        "split.json",
-        "run.json",
-        "metrics.jsonl",
-        "student.safetensors",
-        "tensorboard",
-    }
-    expected |= set() if labels_alone else {"text_bank.safetensors"}
-    assert {path.name for path in folder.iterdir()} == expected
-    assert (made.steps, made.test_domain, made.selection[:8]) == (STEPS, "sketch", "last EMA")
+    expected = "config.json split.json run.json metrics.jsonl student.safetensors tensorboard"
+    bank = set() if labels_alone else {"text_bank.safetensors"}
+    assert {path.name for path in made.folder.iterdir()} == {*expected.split(), *bank}
+    assert (made.steps, made.test_domain, made.selection[:8]) == (4, "sketch", "last EMA")
     assert (made.teacher == "none") == labels_alone
-    assert [step for step, _ in losses(folder)] == list(range(1, STEPS + 1))
-    assert board(folder)["train/loss"] == list(range(1, STEPS + 1))
-    ((step, accuracy),) = validations(folder)
-    assert step == STEPS
+    assert [step for step, _ in losses(made.folder)] == [1, 2, 3, 4]
+    ((step, accuracy),) = validations(made.folder)
+    assert step == 4
     assert 0 <= accuracy <= 1
-    for line in metrics(folder)[:STEPS]:
+    for line in metrics(made.folder)[:4]:
         stage = next(stage for stage in RECIPES[recipe].stages if stage.name == line["stage"])
         total = sum(spec.weight * line["terms"][term] for term, spec in stage.terms.items())
         assert line["loss"] == pytest.approx(total, rel=1e-5)
-        assert 0 <= line["data_wait_percent"] <= 100
 
 
-@pytest.mark.parametrize("recipe", ["erm", "vl2v-adip"])
-def test_the_loss_goes_down(run: Trainer, recipe: str) -> None:
-    made = run(recipe=recipe, steps=24, batch_size=16, lr=3e-3)
+def test_the_loss_goes_down(run: Trainer) -> None:
+    made = run(recipe="vl2v-adip", steps=24, batch_size=16, lr=3e-3)
     curve = [loss for _, loss in losses(made.folder)]
     assert np.mean(curve[-5:]) < 0.93 * np.mean(curve[:3])
 
@@ -170,12 +162,12 @@ def test_stages_train_only_their_own_part(run: Trainer, monkeypatch: pytest.Monk
 
 
 def test_one_seed_gives_one_result_and_another_seed_another(run: Trainer, tmp_path: Path) -> None:
-    first = run(out=tmp_path / "a", seed=1).folder
-    assert losses(run(out=tmp_path / "b", seed=1).folder) == losses(first)
+    first, again, other = (
+        run(out=tmp_path / name, seed=seed, steps=3).folder for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )  # fmt: skip
     for name in ("student.safetensors", "text_bank.safetensors", "split.json", "config.json"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    other = run(out=tmp_path / "c", seed=2).folder
-    assert losses(other) != losses(first)
+        assert (first / name).read_bytes() == (again / name).read_bytes()
+    assert losses(again) == losses(first) != losses(other)
     assert (other / "split.json").read_text() == (first / "split.json").read_text()
 
 
@@ -201,12 +193,12 @@ UNSTEADY = {
 
 @pytest.fixture(scope="module")
 def killed(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Runs SIGKILLed after step 1 (before any checkpoint), 5 (in stage 1) and 11 (in stage 2) of 12."""
+    """Runs SIGKILLed after step 1 (before any checkpoint) and 5 (in stage 1) of 12."""
     folder = tmp_path_factory.mktemp("killed")
     settings = base | {"out": str(folder / "run"), "steps": 12, **UNSTEADY}
     (folder / "config.json").write_text(json.dumps(settings))
-    worker(str(WORKER), "kill", str(folder / "config.json"), "1", "5", "11")
-    return {step: folder / f"run-killed-{step}" for step in (1, 5, 11)}
+    worker(str(WORKER), "kill", str(folder / "config.json"), "1", "5")
+    return {step: folder / f"run-killed-{step}" for step in (1, 5)}
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +209,7 @@ def uninterrupted(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     return out
 
 
-@pytest.mark.parametrize("step", [1, 5, 11])
+@pytest.mark.parametrize("step", [1, 5])
 def test_a_killed_run_resumes_to_the_very_same_numbers(
     step: int, killed: dict[int, Path], uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -235,25 +227,25 @@ def test_a_killed_run_resumes_to_the_very_same_numbers(
 
 
 @pytest.mark.parametrize(
-    ("settings", "selection"),
+    "settings",
     [
-        ({"recipe": "lgd"}, "last EMA 0.99"),  # its visual bank is a state
-        ({"recipe": "erm", "average": "swad", "eval_every": 1, "bn": "train"}, "SWAD average"),
+        {"recipe": "lgd"},  # its visual bank is a state
+        {"recipe": "erm", "average": "swad", "eval_every": 1, "bn": "train"},
     ],
     ids=["lgd", "swad"],
 )
 def test_what_else_has_a_state_resumes_too(
-    run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], selection: str
-) -> None:  # fmt: skip
-    whole = run(out=tmp_path / "whole", **settings).folder
+    run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    whole = run(out=tmp_path / "whole", steps=6, **settings)
     with monkeypatch.context() as patch:
         after_step(4, patch, raised(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            run(**settings)
+            run(steps=6, **settings)
     made = run(resume=True)
-    assert losses(made.folder) == losses(whole)
-    assert same_weights(made.folder, whole)
-    assert made.selection.startswith(selection)
+    assert losses(made.folder) == losses(whole.folder)
+    assert same_weights(made.folder, whole.folder)
+    assert made.selection == whole.selection
     assert not (made.folder / "swad").exists()
 
 
@@ -329,39 +321,6 @@ def test_a_signal_reaches_all_processes(base: dict[str, Any], tmp_path: Path) ->
     assert f"after step {done} " in told
 
 
-@pytest.mark.slow
-def test_a_killed_worker_is_named_and_one_process_goes_on(
-    base: dict[str, Any], tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    settings = base | {"out": str(out), "steps": 60, "devices": 2, "bn": "frozen"}
-    (tmp_path / "run.yaml").write_text(json.dumps({"train": settings}))
-    command = [sys.executable, "-m", "edgekd.cli", "train"]
-    process = subprocess.Popen(
-        [*command, "--config", str(tmp_path / "run.yaml")], stderr=subprocess.PIPE, text=True
-    )
-    until = time.monotonic() + 200
-    while not (out / "checkpoint.pt").exists():
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    listed = subprocess.run(
-        ["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True
-    )
-    first, second = map(int, listed.stdout.split())
-    os.kill(second, signal.SIGKILL)
-    _, told = process.communicate(timeout=200)
-    assert process.returncode == 2, told
-    assert "Process 1 of 2" in told
-    assert "SIGKILL" in told
-    assert "Traceback" not in told
-    with pytest.raises(ProcessLookupError):
-        os.kill(first, 0)  # the other one has ended too
-    made = train(TrainConfig(out=out, resume=True, devices=1))
-    assert made.steps == 60
-    assert all(value.isfinite().all() for value in weights(out).values())
-
-
 def test_a_process_that_dies_is_named(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,17 +352,12 @@ WHOLE_BATCH = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("recipe", "stages"), [("lgd", WHOLE_BATCH), ("rise", {})], ids=["lgd", "rise"]
-)
+@pytest.mark.parametrize(("recipe", "stages"), [("lgd", WHOLE_BATCH), ("rise", {})])
 def test_what_looks_at_the_whole_batch_sees_all_processes(
     run: Trainer, tmp_path: Path, recipe: str, stages: dict[str, Any]
 ) -> None:
     settings: dict[str, Any] = {"recipe": recipe, "bn": "frozen", "steps": 4, "stages": stages}
-    one, two = (run(out=tmp_path / str(n), devices=n, **settings).folder for n in (1, 2))
-    assert_same_curve(one, two)
-    left, right = weights(two), weights(one)
-    assert all(torch.allclose(left[name], right[name], atol=1e-3) for name in left)
+    assert_same_run(*(run(out=tmp_path / str(n), devices=n, **settings).folder for n in (1, 2)))
 
 
 def test_statistics_of_averaged_weights_are_recomputed(run: Trainer, tmp_path: Path) -> None:
@@ -416,30 +370,23 @@ def test_statistics_of_averaged_weights_are_recomputed(run: Trainer, tmp_path: P
 
 @pytest.mark.slow
 def test_two_processes_give_the_curve_of_one(
-    run: Trainer, tmp_path: Path, own_cache: Path, capfd: Any
+    run: Trainer, base: dict[str, Any], tmp_path: Path, own_cache: Path, capfd: Any
 ) -> None:
-    two = run(out=tmp_path / "two", devices=2, bn="frozen", steps=6).folder
+    settings: dict[str, Any] = {"bn": "frozen", "steps": 6}
+    two = run(out=tmp_path / "two", devices=2, **settings).folder
     printed = capfd.readouterr().err
     shards = [np.load(path) for path in (own_cache / "embeddings").glob("*/*.keys.npy")]
     assert [len(rows) for rows in shards] == [48, 48]  # both processes filled the cache
     assert len({tuple(row) for rows in shards for row in rows.tolist()}) == 48 * 2
-    one = run(out=tmp_path / "one", bn="frozen", steps=6).folder
-    assert_same_curve(one, two)
-    left, right = weights(two), weights(one)
-    assert all(torch.allclose(left[name], right[name], atol=1e-3) for name in left)
+    one = run(out=tmp_path / "one", **settings).folder
+    assert_same_run(one, two)
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
     assert printed.count("recipe: ") == 1  # only process 0 prints
-
-
-@pytest.mark.slow
-def test_torchrun_gives_the_curve_of_one(
-    run: Trainer, base: dict[str, Any], tmp_path: Path
-) -> None:
-    settings = base | {"out": str(tmp_path / "two"), "bn": "frozen", "steps": 6}
-    (tmp_path / "config.json").write_text(json.dumps(settings))
+    launched = base | settings | {"out": str(tmp_path / "torchrun")}
+    (tmp_path / "config.json").write_text(json.dumps(launched))
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
     worker(*launcher, str(WORKER), "train", str(tmp_path / "config.json"))
-    assert_same_curve(run(out=tmp_path / "one", bn="frozen", steps=6).folder, tmp_path / "two")
+    assert_same_run(one, tmp_path / "torchrun")
 
 
 @pytest.mark.slow
@@ -450,16 +397,18 @@ def test_a_mistake_in_several_processes_is_still_one_sentence(run: Trainer) -> N
 
 
 def test_an_existing_folder_is_kept_unless_told_otherwise(run: Trainer, tmp_path: Path) -> None:
-    folder = run(recipe="erm", steps=1).folder
+    folder = run(steps=1).folder
+    (folder / "notes.txt").write_text("mine")
+    (folder / "artifacts" / "onnxruntime-fp32").mkdir(parents=True)
     before = (folder / "run.json").read_bytes()
-    with pytest.raises(EdgekdError, match="exists already"):
-        run(recipe="erm", steps=1)
-    with pytest.raises(EdgekdError, match="finished"):
-        run(resume=True)
-    with pytest.raises(EdgekdError):
-        run(recipe="erm", teacher="none", data=str(tmp_path / "absent"), overwrite=True)
+    for change in ({}, {"resume": True}, {"data": str(tmp_path / "absent"), "overwrite": True}):
+        with pytest.raises(EdgekdError):
+            run(**{"steps": 1} | change)
     assert (folder / "run.json").read_bytes() == before  # a run that cannot start removes nothing
     assert run(recipe="erm", steps=2, overwrite=True).steps == 2
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert not (folder / "artifacts").exists()
+    assert not (folder / "text_bank.safetensors").exists(), "it belonged to the earlier run"
 
 
 def test_a_second_training_to_one_folder_is_refused(
@@ -495,16 +444,6 @@ def test_a_file_that_comes_while_a_run_starts_is_kept(
     assert (tmp_path / "run" / "config.json").read_text() == "mine"
 
 
-def test_overwriting_keeps_what_edgekd_did_not_write(run: Trainer, tmp_path: Path) -> None:
-    folder = run(recipe="vl2v-adip", steps=1).folder
-    (folder / "notes.txt").write_text("mine")
-    (folder / "artifacts" / "onnxruntime-fp32").mkdir(parents=True)
-    run(recipe="erm", steps=1, overwrite=True)
-    assert (folder / "notes.txt").read_text() == "mine"
-    assert not (folder / "artifacts").exists()
-    assert not (folder / "text_bank.safetensors").exists(), "it belonged to the earlier run"
-
-
 def full_disk_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the temporary files of every file called `name` lie on /dev/full, where each write fails with ENOSPC."""
     write = Path.write_bytes
@@ -518,41 +457,25 @@ def full_disk_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_keeps_the_earlier_checkpoint(
-    run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        after_step(4, patch, lambda: full_disk_for("checkpoint.pt", patch))
-        with pytest.raises(EdgekdError, match="full"):
-            run(recipe="erm")
-    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
-    assert checkpoint["done"] == 3
-    assert not list((tmp_path / "run").glob(".tmp*"))
-    assert run(resume=True).steps == STEPS
-
-
-def test_a_checkpoint_of_something_else_is_refused(
+def test_a_full_disk_keeps_the_earlier_checkpoint_and_one_of_something_else_is_refused(
     run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run" / "checkpoint.pt"
     with monkeypatch.context() as patch:
         after_step(4, patch, lambda: full_disk_for("checkpoint.pt", patch))
-        with pytest.raises(EdgekdError):
+        with pytest.raises(EdgekdError, match="full"):
             run(recipe="erm")
     whole = torch.load(path, weights_only=True)
-    for field in ("student", "rng", "seconds", "speed", "best", "done", "optimizer", "average"):
-        for wrong in (None, "x", torch.zeros(4)):
-            torch.save(whole | {field: wrong}, path)
-            with pytest.raises(EdgekdError, match="checkpoint"):
-                run(resume=True)
-    torch.save(torch.zeros(3), path)
-    with pytest.raises(EdgekdError, match="checkpoint"):
-        run(resume=True)
+    assert whole["done"] == 3
+    assert not list((tmp_path / "run").glob(".tmp*"))
     of_another = copy.deepcopy(whole)
     of_another["optimizer"]["state"][0]["exp_avg"] = torch.zeros(2, 3)
-    torch.save(of_another, path)
-    with pytest.raises(EdgekdError, match="checkpoint"):
-        run(resume=True)
+    fields = ("student", "rng", "seconds", "speed", "best", "done", "optimizer", "average")
+    wrong = [whole | {field: value} for field in fields for value in (None, torch.zeros(4))]
+    for content in (*wrong, whole | {"rng": "x"}, torch.zeros(3), of_another):
+        torch.save(content, path)
+        with pytest.raises(EdgekdError, match="checkpoint"):
+            run(resume=True)
     torch.save(whole, path)
     assert run(resume=True).steps == STEPS
 
@@ -565,17 +488,11 @@ def test_a_full_disk_under_swads_segments_is_a_sentence(
         run(recipe="erm", average="swad", eval_every=2)
 
 
-@pytest.mark.parametrize(
-    ("steps", "said"),
-    [(STEPS, "not finite: ce, on a batch with art/"), (1, "scores are not finite")],
-)
-def test_numbers_that_are_not_finite_stop_a_run(
-    run: Trainer, tmp_path: Path, steps: int, said: str
-) -> None:
-    with pytest.raises(EdgekdError, match=said):
+@pytest.mark.parametrize("steps", [STEPS, 1], ids=["loss", "scores"])
+def test_numbers_that_are_not_finite_stop_a_run(run: Trainer, tmp_path: Path, steps: int) -> None:
+    with pytest.raises(EdgekdError, match="not finite"):
         run(recipe="erm", lr=1e30, steps=steps)
-    assert not (tmp_path / "run" / "run.json").exists()
-    assert not (tmp_path / "run" / "student.safetensors").exists()
+    assert not {"run.json", "student.safetensors"} & {p.name for p in (tmp_path / "run").iterdir()}
 
 
 def test_best_keeps_the_best_validated_weights(
@@ -603,7 +520,7 @@ def test_the_accuracy_on_validation_counts_every_domain_alike() -> None:
 
 def test_mixed_precision_stays_close_to_full(run: Trainer, tmp_path: Path) -> None:
     full, mixed = (
-        losses(run(out=tmp_path / kind, steps=4, recipe="kd", precision=kind).folder)
+        losses(run(out=tmp_path / kind, steps=2, recipe="kd", precision=kind).folder)
         for kind in ("32-true", "bf16-mixed")
     )
     assert mixed != full
@@ -628,7 +545,7 @@ def test_the_embeddings_of_a_black_box_train(
 ) -> None:
     names = load_images(base["data"]).ids
     teacher, arrays = black_box(tmp_path / "teacher.npz", names)
-    loaded = load_run(run(teacher=teacher, centre=True).folder)
+    loaded = load_run(run(teacher=teacher, centre=True, steps=1).folder)
     expected = arrays["text_vectors"][[1, 0]]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(loaded.bank.vectors, expected, atol=1e-6)
@@ -672,12 +589,9 @@ def camera(tmp_path: Path, make_image: Callable[..., Path]) -> Path:
     return tmp_path / "camera"
 
 
-@pytest.mark.parametrize("recipe", ["kd", "vl2v-adip", "lgd"])
-def test_unlabelled_images_train_beside_labelled_ones(
-    run: Trainer, camera: Path, recipe: str
-) -> None:
-    settings = {"unlabelled": [str(camera)], "augment": "restyle", "bn": "frozen"}
-    made = run(recipe=recipe, **settings)
+def test_unlabelled_images_train_beside_labelled_ones(run: Trainer, camera: Path) -> None:
+    settings: dict[str, Any] = {"unlabelled": [str(camera)], "augment": "restyle", "steps": 3}
+    made = run(recipe="lgd", **settings)
     stored = json.loads((made.folder / "split.json").read_text())
     assert sorted(stored["roles"]["unlabelled"]) == [f"{number}.png" for number in range(6)]
     assert stored["unlabelled_domains"] == ["camera"]
@@ -701,7 +615,8 @@ def test_images_of_no_class_can_be_left_out(
         return found
 
     monkeypatch.setattr(text_targets, "plain_embeddings", clear_cut)
-    made = run(recipe="kd", unlabelled=[str(camera)], unlabelled_filter=True, prompts="photo")
+    settings: dict[str, Any] = {"unlabelled": [str(camera)], "unlabelled_filter": True}
+    made = run(recipe="kd", steps=1, prompts="photo", **settings)
     assert set(load_run(made.folder).data()[1].unlabelled) == {"1.png", "4.png"}
 
 
@@ -717,18 +632,14 @@ def test_a_black_box_must_hold_the_unlabelled_images(
     assert missing == [f"{number}.png" for number in range(2, 6)]
 
 
-@pytest.mark.parametrize("recipe", ["lgd", "vl2v-adip"])
 def test_a_student_is_distilled_for_names_on_images_without_labels(
-    base: dict[str, Any], tmp_path: Path, recipe: str
+    base: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "names.txt").write_text("cat\ndog\nhorse\n")
-    settings = {name: value for name, value in base.items() if name != "data"}
-    settings |= {
-        "unlabelled": [base["data"]],
-        "vocabulary": tmp_path / "names.txt",
-        "recipe": recipe,
-    }
-    settings["out"] = tmp_path / "run"
+    settings = {name: value for name, value in base.items() if name != "data"} | {
+        "unlabelled": [base["data"]], "vocabulary": tmp_path / "names.txt", "recipe": "lgd",
+        "steps": 3, "out": tmp_path / "run",
+    }  # fmt: skip
     for change in ({"select": "best"}, {"average": "swad"}, {"eval_every": 2}):
         with pytest.raises(EdgekdError, match="needs labelled validation images"):
             train(TrainConfig.model_validate(settings | change))
