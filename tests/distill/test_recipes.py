@@ -12,7 +12,7 @@ from edgekd.distill.recipes import RECIPES, get_recipe
 from edgekd.distill.train import schedule
 
 
-def refusal(name: str, overrides: dict[str, Any] | None = None) -> EdgekdError:
+def refusal(name: str, overrides: dict[str, Any] | None) -> EdgekdError:
     with pytest.raises(EdgekdError) as caught:
         get_recipe(name, overrides)
     assert caught.value.hint
@@ -30,21 +30,16 @@ def test_recipes_have_the_published_numbers() -> None:
     assert (prox.params, prox.mask) == ({"tau": 0.07, "k": 256}, "teacher_correct")
     assert (lgd.prompts, lgd.projector, lgd.momentum) == ("imagenet80", "mlp", 0.999)
     for spec in lgd.stages[0].terms.values():
-        assert (spec.weight, spec.params["tau_student"], spec.params["tau_teacher"]) == (
-            0.5,
-            0.2,
-            0.01,
-        )
+        taus = (spec.params["tau_student"], spec.params["tau_teacher"])
+        assert (spec.weight, *taus) == (0.5, 0.2, 0.01)
     assert (rise.head, rise.prompts) == ("learned", "imagenet7")
     assert weights("rise") == {"logit_kd": 0.8, "ce": 0.2, "cos_text": 1.0, "domain_rel": 1.0}
     assert rise.stages[0].terms["logit_kd"].params == {"temperature": 3.0}
     assert weights("edgekd") == {"logit_kd": 0.8, "ce": 0.2, "cos_text": 1.0, "cos_img": 1.0}
     assert [stage.trains for stage in vl2v.stages] == [("projector",), ("backbone",)]
     assert weights("vl2v-adip", 0) == weights("vl2v-adip", 1) == {"cos_img": 0.5, "cos_text": 0.5}
-    assert [stage.trains for stage in get_recipe("lp-ft").stages] == [
-        ("head",),
-        ("backbone", "head"),
-    ]
+    probing = [stage.trains for stage in get_recipe("lp-ft").stages]
+    assert probing == [("head",), ("backbone", "head")]
 
 
 def test_needs_are_those_of_the_terms_and_masks() -> None:
@@ -71,10 +66,8 @@ def test_numbers_can_be_changed_and_terms_added_and_dropped() -> None:
     changed = get_recipe("vl2v-adip", changes)
     align, distill = changed.stages
     assert {name: spec.weight for name, spec in align.terms.items()} == weights("vl2v-adip")
-    assert {name: spec.weight for name, spec in distill.terms.items()} == {
-        "cos_img": 0.7,
-        "text_ce": 1,
-    }
+    changed_weights = {name: spec.weight for name, spec in distill.terms.items()}
+    assert changed_weights == {"cos_img": 0.7, "text_ce": 1}
     assert (distill.terms["text_ce"].params, distill.lr) == ({"tau": 0.1}, 2)
     assert [span for _, span in changed.spans(10)] == [range(5), range(5, 10)]
     assert weights("vl2v-adip", 1)["cos_img"] == 0.5  # the recipe itself stays as it is
