@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from export_fakes import CLASSES, PREPROCESS, build, export, pictures
+from export_fakes import CLASSES, PREPROCESS, build, export, logits, pictures
 from onnx import TensorProto, helper
 
 from edgekd.configs.export import ExportConfig
@@ -53,41 +52,23 @@ def test_fp32_artifact_computes_the_model_and_describes_it(fp32: Path) -> None:
     assert inside["provenance"]["student"] == "test"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+@pytest.mark.parametrize(
+    ("target", "precision"), [("onnxruntime", "int8"), ("openvino", "int8"), ("tensorrt", "fp16")]
+)
 def test_the_same_model_is_the_same_file(
     tmp_path: Path, target: str, precision: str, graphs_once: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgekd.export.onnx.write.to_proto", graphs_once)
     if target == "openvino":
         pytest.importorskip("openvino")
-    keys = ["a"] * 64
     first, again = (
-        export(build(), tmp_path / name, precision, target, parity_keys=keys) for name in ("a", "b")
+        export(build(), tmp_path / name, precision, target, parity_keys=["a"] * 64)
+        for name in ("a", "b")
     )
     assert (first.files, first.quantization) == (again.files, again.quantization)
 
 
-def test_int8_artifact_records_its_calibration(fp32: Path, tmp_path: Path) -> None:
-    artifact = export(build(), tmp_path / "int8", "int8", fp32_path=fp32 / "model.onnx")
-    assert read_artifact(tmp_path / "int8") == artifact
-    assert artifact.quantization is not None
-    assert artifact.quantization["calibration_images"] == 32
-    assert artifact.quantization["ids"][1] == "image 1"
-    nodes = onnx.load(tmp_path / "int8" / "model.onnx").graph.node
-    assert any(node.op_type == "QuantizeLinear" for node in nodes)
-    assert artifact.parity["cosine"] > 0.99
-
-
-def test_wrong_fp32_file_fails_the_gate_and_is_kept_aside(fp32: Path, tmp_path: Path) -> None:
-    with pytest.raises(GateFailed, match="does not compute what the student computes") as caught:
-        export(build(seed=9), tmp_path / "a", "fp32", fp32_path=fp32 / "model.onnx")
-    assert caught.value.exit_code == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["a.failed"]
-    assert read_artifact(tmp_path / "a.failed").parity["passed"] is False
-
-
-def test_int8_that_minmax_fails_is_calibrated_by_mse(
+def test_int8_records_its_calibration_and_is_calibrated_by_mse_where_minmax_fails(
     fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails = iter([{"passed": False, "reason": "a test"}, {}])
@@ -95,19 +76,30 @@ def test_int8_that_minmax_fails_is_calibrated_by_mse(
     artifact = export(build(), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx")
     assert artifact.quantization is not None
     assert artifact.quantization["calibrator"] == "mse"
+    assert artifact.quantization["calibration_images"] == 32
+    assert artifact.quantization["ids"][1] == "image 1"
     assert artifact.parity["passed"] is True
+    assert artifact.parity["cosine"] > 0.99
     assert read_artifact(tmp_path / "a") == artifact
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    nodes = onnx.load(tmp_path / "a" / "model.onnx").graph.node
+    assert any(node.op_type == "QuantizeLinear" for node in nodes)
 
 
-def test_weak_int8_fails_the_gate_and_the_hint_leads_on(fp32: Path, tmp_path: Path) -> None:
-    def refused(**changes: Any) -> str:
-        path = fp32 / "model.onnx"
-        with pytest.raises(GateFailed, match="differs too much from the student") as caught:
-            export(build(seed=9), tmp_path / "a", "int8", fp32_path=path, **changes)
+def test_a_failed_gate_keeps_the_file_aside_and_the_hint_leads_on(
+    fp32: Path, tmp_path: Path
+) -> None:
+    path, folder = fp32 / "model.onnx", tmp_path / "a"
+
+    def refused(precision: str = "int8", **changes: Any) -> str:
+        with pytest.raises(GateFailed) as caught:
+            export(build(seed=9), folder, precision, fp32_path=path, **changes)
         assert caught.value.exit_code == 1
         return caught.value.hint
 
+    refused("fp32")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.failed"]
+    assert read_artifact(tmp_path / "a.failed").parity["passed"] is False
     hint = refused()
     kept = read_artifact(tmp_path / "a.failed").parity
     assert kept["passed"] is False
@@ -120,11 +112,9 @@ def test_weak_int8_fails_the_gate_and_the_hint_leads_on(fp32: Path, tmp_path: Pa
     limits = AccuracyBudget(pictures(8), none, pictures(8), 100.0, 100.0, min_agreement=0)
     assert "--max-drop" not in refused(budget=limits)
     percent = int(hint.partition("--min-agreement ")[2].rstrip("."))
-    assert percent <= 100 * kept["top1_agreement"] < percent + 1, (
-        "the threshold of the hint must pass"
-    )
-    path = fp32 / "model.onnx"
-    artifact = export(build(seed=9), tmp_path / "a", "int8", fp32_path=path, min_agreement=percent)
+    # The threshold of the hint must pass.
+    assert percent <= 100 * kept["top1_agreement"] < percent + 1
+    artifact = export(build(seed=9), folder, "int8", fp32_path=path, min_agreement=percent)
     assert (artifact.parity["passed"], artifact.parity["min_agreement"]) == (True, percent / 100)
 
 
@@ -133,8 +123,8 @@ def test_weak_int8_fails_the_gate_and_the_hint_leads_on(fp32: Path, tmp_path: Pa
     [
         ("int8", {"calibration": None}, "needs calibration images"),
         ("fp32", {"parity_images": pictures(1)[:0]}, "no images for the parity check"),
-        ("int4", {}, 'no precision "int4"'),
-        ("int8", {"calibrator": "mes"}, 'no calibrator "mes". Did you mean "mse"'),
+        ("int4", {}, "int4"),
+        ("int8", {"calibrator": "mes"}, "mse"),
         ("fp16", {"calibrator": "mse"}, "no ranges to choose"),
         ("int8", {"calibrator": "mse", "target": "openvino"}, "openvino has no calibrator"),
         ("fp32", {"min_agreement": 50}, "has to agree with the student"),
@@ -189,14 +179,8 @@ def float_file(
 
 def by_hand(images: np.ndarray) -> np.ndarray:
     """What other programs do, in float64."""
-    values = (images.astype(np.float64) / 255 - np.array(PREPROCESS.mean)) / np.array(
-        PREPROCESS.std
-    )
-    return values.transpose(0, 3, 1, 2).astype(np.float32)
-
-
-def share_of_range(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / np.ptp(expected))
+    centred = images.astype(np.float64) / 255 - np.array(PREPROCESS.mean)
+    return (centred / np.array(PREPROCESS.std)).transpose(0, 3, 1, 2).astype(np.float32)
 
 
 def test_normalising_by_hand() -> None:
@@ -206,9 +190,8 @@ def test_normalising_by_hand() -> None:
     assert (found.shape, found.dtype) == ((1, 3, 2, 2), np.float32)
     np.testing.assert_allclose(found[0, :, 0, 1], (1, 0, 0), atol=1e-6)
     np.testing.assert_allclose(found[0, :, 1, 1], (-1, -2, -2), atol=1e-6)
-    np.testing.assert_allclose(
-        normalising(PREPROCESS.mean, PREPROCESS.std)(IMAGES[::2]), by_hand(IMAGES[::2]), atol=2e-6
-    )
+    found = normalising(PREPROCESS.mean, PREPROCESS.std)(IMAGES[::2])
+    np.testing.assert_allclose(found, by_hand(IMAGES[::2]), atol=2e-6)
     with pytest.raises(EdgekdError, match="takes image, which is not fed here"):
         feed_of({"dtype": "image"}, {})
 
@@ -227,21 +210,20 @@ def test_the_file_takes_what_other_programs_feed(floats: Path, fp32: Path) -> No
     assert artifact.input == "float"
     nodes = onnx.load(floats / "model.onnx").graph.node
     assert [node.op_type for node in nodes] == ["Conv", "Relu", "ReduceMean", "Gemm"]
-    runtime = onnxruntime.InferenceSession(
-        floats / "model.onnx", providers=["CPUExecutionProvider"]
-    )
-    expected = torch_logits(build(), IMAGES)
-    assert share_of_range(runtime.run(None, {"image": by_hand(IMAGES)})[0], expected) < 1e-5
+    expected, close = torch_logits(build(), IMAGES), {"rtol": 0, "atol": 1e-5}
     session = open_session(floats, threads=1)
-    assert share_of_range(session.run(IMAGES), open_session(fp32, threads=1).run(IMAGES)) < 1e-5
+    np.testing.assert_allclose(logits(floats / "model.onnx", by_hand(IMAGES)), expected, **close)
+    np.testing.assert_allclose(session.run(IMAGES), expected, **close)
     with pytest.raises(EdgekdError, match=r"takes uint8 \[B, 32, 32, 3\], not float32"):
         session.run(by_hand(IMAGES))  # type: ignore[arg-type]
     agents = open_model(floats, threads=1).run(IMAGES[:1])
     np.testing.assert_array_equal(agents, session.run(IMAGES[:1]))
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize(
+    ("target", "precision"),
+    [("onnxruntime", "fp16"), ("onnxruntime", "int8"), ("tensorrt", "int8")],
+)
 def test_other_precisions_pass_parity_and_are_the_same_network(
     fp32: Path, tmp_path: Path, target: str, precision: str
 ) -> None:
@@ -253,24 +235,23 @@ def test_other_precisions_pass_parity_and_are_the_same_network(
     models = [onnx.load(tmp_path / name / "model.onnx") for name in ("plain", "floats")]
     before, after = (Counter(node.op_type for node in model.graph.node) for model in models)
     kept_cast = (target, precision) != ("onnxruntime", "int8")  # from bytes became one from float32
-    assert before - after == Counter(
-        Reshape=2, Mul=1, Add=1, Transpose=1, Cast=0 if kept_cast else 1
-    )
+    gone = Counter(Reshape=2, Mul=1, Add=1, Transpose=1, Cast=0 if kept_cast else 1)
+    assert before - after == gone
     assert after - before == Counter()
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("int8", 0.05)])
-def test_openvino_takes_floats(
-    fp32: Path, tmp_path: Path, precision: str, tolerance: float
-) -> None:
+def test_openvino_takes_floats(fp32: Path, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
-    artifact = float_file(tmp_path / "a", precision, "openvino", fp32_path=fp32 / "model.onnx")
+    artifact = float_file(tmp_path / "a", "int8", "openvino", fp32_path=fp32 / "model.onnx")
     assert artifact.parity["passed"] is True
     taken = openvino.Core().read_model(tmp_path / "a" / "model.xml").input(0)
     assert str(taken.get_element_type()) == "<Type: 'float32'>"
     assert taken.partial_shape[1].get_length() == 3
-    found = open_session(tmp_path / "a", threads=1).run(IMAGES)
-    assert share_of_range(found, torch_logits(build(), IMAGES)) < tolerance
+    found, expected = (
+        open_session(tmp_path / "a", threads=1).run(IMAGES),
+        torch_logits(build(), IMAGES),
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.05 * np.ptp(expected))
     agents = open_model(tmp_path / "a", threads=1).run(IMAGES[:1])
     np.testing.assert_allclose(agents, found[:1], atol=1e-6)
 
@@ -300,20 +281,17 @@ def test_another_graph_is_refused() -> None:
 
 
 def test_names_and_words(tmp_path: Path) -> None:
-    assert artifact_name("openvino", "int8") == "openvino-int8"
     name = artifact_name("openvino", "int8", embedding=True, input="float")
     assert name == "openvino-int8-embedding-float-input"
     assert artifact_name("onnxruntime", "int8", padding=False) == "onnxruntime-int8-unpadded"
-    for words, said in (
-        ({"padding": False}, "--int8"),
-        ({"padding": False, "precision": "int8", "target": "openvino"}, "no option padding"),
-        ({"input": "flaot"}, 'no input "flaot"'),
-        ({"target": "coreml", "input": "float"}, "coreml"),
+    for words in (
+        {"padding": False},
+        {"padding": False, "precision": "int8", "target": "openvino"},
+        {"input": "flaot"},
+        {"target": "coreml", "input": "float"},
     ):
-        with pytest.raises(EdgekdError, match=said):
+        with pytest.raises(EdgekdError):
             ExportConfig.load(**words)
-    with pytest.raises(EdgekdError, match="coreml"):
-        float_file(tmp_path / "a", target="coreml")
 
 
 NPU = """
@@ -322,15 +300,8 @@ summary = "A board of mine"
 runtime = "ONNX Runtime, CPU"
 precisions = ["int8"]
 input = "float"
-
-[because]
-runtime = "page"
-precisions = "page"
-input = "page"
-
-[sources.page]
-title = "The board's page"
-url = "https://example.org/board"
+because = {runtime = "page", precisions = "page", input = "page"}
+sources.page = {title = "The board's page", url = "https://example.org/board"}
 """
 
 
@@ -343,8 +314,7 @@ def test_a_profile_may_demand_floats(tmp_path: Path) -> None:
         for given in (None, "uint8", "float")
     ]
     assert inputs == [None, "uint8", "float", "float", "uint8", "float", None, "uint8", "float"]
-    wrong = (NPU.replace('input = "page"\n', ""), NPU.replace('"float"', '"nchw"'))
-    for text, said in zip(wrong, ("input has no source", "input: Input should be"), strict=True):
+    for text in (NPU.replace(', input = "page"', ""), NPU.replace('"float"', '"nchw"')):
         path.write_text(text)
-        with pytest.raises(EdgekdError, match=said):
+        with pytest.raises(EdgekdError):
             profiles.load_profile(path)
