@@ -24,9 +24,7 @@ def changed(picture: np.ndarray, name: str, severity: int, key: str = "k") -> np
 
 
 @pytest.mark.parametrize("name", c.NAMES)
-def test_the_same_image_each_time_and_another_for_another_key(
-    name: str, picture: np.ndarray
-) -> None:
+def test_corruption_follows_the_key(name: str, picture: np.ndarray) -> None:
     once = c.corrupt(picture, name, 3, "k")
     assert (once.dtype, once.shape) == (np.uint8, picture.shape)
     assert (once == c.corrupt(picture, name, 3, "k")).all()

@@ -61,9 +61,7 @@ def test_role_layout(tmp_path: Path, make_domain_folder: Make, val: str) -> None
     assert roles == {"train": "train", val: "val", "test": "test"}
 
 
-def test_class_layout_orders_numbered_classes_by_value(
-    tmp_path: Path, make_domain_folder: Make
-) -> None:
+def test_numbered_classes_are_sorted_by_value(tmp_path: Path, make_domain_folder: Make) -> None:
     images = load_images(
         make_domain_folder(tmp_path, domains=(), classes=("10", "9", "0"), count=1)
     )
@@ -87,9 +85,7 @@ NOT_READ = [
 
 
 @pytest.mark.parametrize(("paths", "message"), NOT_READ)
-def test_folders_that_cannot_be_read_as_data(
-    tmp_path: Path, make_image: Make, paths: list[str], message: str
-) -> None:
+def test_folders_refused(tmp_path: Path, make_image: Make, paths: list[str], message: str) -> None:
     for seed, path in enumerate(tmp_path / name for name in paths):
         path.parent.mkdir(parents=True, exist_ok=True)
         make_image(path, seed=seed) if path.suffix == ".png" else path.touch()
@@ -138,19 +134,20 @@ def test_manifests_and_class_names_that_do_not_fit(
     assert message in str(refusal(root if name == "classes.txt" else root / name))
 
 
-def test_gaps_and_contradictions_are_reported(
+def test_gaps_are_reported(
     tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = make_domain_folder(tmp_path, classes=("cat", "dog", "eel"), count=1)
-    shutil.rmtree(root / "photo" / "dog")
-    (root / "photo" / "eel" / "0000.png").unlink()
-    shutil.copy(root / "art" / "cat" / "0000.png", root / "art" / "dog" / "same.png")
-    assert len(load_images(root)) == 8
-    text = warned(capsys)
-    assert "domain photo has no image of 2 of 3 classes: dog, eel." in text
-    assert (
-        "same content, different label (for example art/cat/0000.png and art/dog/same.png)" in text
+    root = make_domain_folder(
+        tmp_path, classes=("cat", "dog", "fire hydrant", "fire_hydrant"), count=1
     )
+    shutil.rmtree(root / "photo" / "dog")
+    (root / "photo" / "fire hydrant" / "0000.png").unlink()
+    shutil.copy(root / "art" / "cat" / "0000.png", root / "art" / "dog" / "same.png")
+    assert len(load_images(root)) == 11
+    text = warned(capsys)
+    assert "domain photo has no image of 2 of 4 classes: dog, fire hydrant." in text
+    assert "different label (for example art/cat/0000.png and art/dog/same.png)" in text
+    assert '"fire hydrant", "fire_hydrant"' in text  # a teacher reads them alike
 
 
 def test_unreadable_files_are_left_out_and_counted_once(
@@ -162,40 +159,30 @@ def test_unreadable_files_are_left_out_and_counted_once(
     (root / "cat" / "empty.png").touch()
     (root / "dog" / "page.jpg").write_text("<html>")
     (root / "dog" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    (root / "dog" / "notes.txt").write_text("none")
-    for name in (".hidden.png", "Thumbs.db"):
+    for name in ("notes.txt", ".hidden.png", "Thumbs.db"):
         (root / "dog" / name).write_bytes(b"x")
     assert load_images(root).ids == ("cat/0000.png", "cat/0001.png", "dog/0000.png", "dog/0001.png")
     text = warned(capsys)
     assert text.count("warning") == 1
-    for part in (
-        "1 × empty file (for example cat/empty.png)",
-        "1 × truncated (for example cat/cut.jpg)",
-        "1 × not an image (for example dog/page.jpg)",
-        "1 × missing (for example dog/gone.jpg)",
-        "1 × file ending .txt (for example dog/notes.txt)",
-    ):
-        assert part in text
-    assert "hidden" not in text
-    assert "Thumbs" not in text
+    assert text.count("1 × ") == 5
+    for name in ("cat/empty.png", "cat/cut.jpg", "dog/page.jpg", "dog/gone.jpg", "dog/notes.txt"):
+        assert f"(for example {name})" in text
 
 
-def test_links_in_circles_end(tmp_path: Path, make_domain_folder: Make) -> None:
+def test_links_in_circles_end_and_odd_names_are_read(
+    tmp_path: Path, make_domain_folder: Make
+) -> None:
     root = make_domain_folder(tmp_path / "data", count=1)
     (root / "art" / "cat" / "up").symlink_to(root)
     (root / "again").symlink_to(root)
     (root / "self").symlink_to(root / "self")
     (root / "dog.jpg").symlink_to(root / "dog.jpg")
     os.mkfifo(root / "art" / "cat" / "pipe.jpg")
-    assert len(load_images(root)) == 6
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such file names")
-def test_names_that_are_no_utf8(tmp_path: Path, make_domain_folder: Make) -> None:
-    root = make_domain_folder(tmp_path, domains=(), count=1)
-    os.rename(os.fsencode(root / "cat" / "0000.png"), os.fsencode(root / "cat") + b"/caf\xe9.png")
+    folder = os.fsencode(root / "art" / "cat")
+    os.rename(folder + b"/0000.png", folder + b"/caf\xe9.png")
     images = load_images(root)
-    assert images.ids[0] == "cat/caf\\xe9.png"
+    assert len(images) == 6
+    assert images.ids[0] == "art/cat/caf\\xe9.png"
     assert images.read(0).size == (40, 32)
 
 
@@ -206,30 +193,34 @@ def test_class_names_by_line_or_as_pairs(tmp_path: Path, make_domain_folder: Mak
         assert load_images(root).classes == ("tench", "great white shark")
 
 
-def test_csv_manifest(
+def test_csv_and_parquet_manifests(
     tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_domain_folder(tmp_path / "store", domains=(), count=2)
     rows = [
-        ("store/dog/0000.png", "hound", "outdoor", "train", "40"),
-        ("store/cat/0000.png", "tabby", "indoor", "valid", "40"),
-        ("store/cat/0001.png", "tabby", "outdoor", "test", "40"),
-        ("store/cat/gone.png", "tabby", "outdoor", "test", "40"),
+        ("store/dog/0000.png", "12", "outdoor", "train", "40"),
+        ("store/cat/0000.png", "3", "indoor", "valid", "40"),
+        ("store/cat/0001.png", "3", "outdoor", "test", "40"),
+        ("store/cat/gone.png", "3", "outdoor", "test", "40"),
     ]
     columns = ("path", "label", "domain", "split", "width")
     path = write_manifest(tmp_path / "pets.csv", columns, rows)
     path.write_text("\ufeff" + path.read_text() + "\n", encoding="utf-8")
-    images = load_images(path)
-    assert images.ids == ("store/cat/0000.png", "store/cat/0001.png", "store/dog/0000.png")
-    assert (images.name, images.classes) == ("pets", ("hound", "tabby"))
-    assert (images.labels.tolist(), images.domain_of.tolist()) == ([1, 1, 0], [0, 1, 1])
-    assert (images.domains, images.roles) == (("indoor", "outdoor"), ("val", "test", "train"))
-    text = warned(capsys)
-    assert "does not use: width" in text
-    assert "1 × missing (for example store/cat/gone.png)" in text
+    table = pyarrow.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)))
+    numbers = pyarrow.array([12, 3, 3, 3])
+    pyarrow.parquet.write_table(table.set_column(1, "label", numbers), tmp_path / "pets.parquet")
+    for manifest in (path, path.with_suffix(".parquet")):
+        images = load_images(manifest)
+        assert images.ids == ("store/cat/0000.png", "store/cat/0001.png", "store/dog/0000.png")
+        assert (images.name, images.classes) == ("pets", ("3", "12"))
+        assert (images.labels.tolist(), images.domain_of.tolist()) == ([0, 0, 1], [0, 1, 1])
+        assert (images.domains, images.roles) == (("indoor", "outdoor"), ("val", "test", "train"))
+        text = warned(capsys)
+        assert "does not use: width" in text
+        assert "1 × missing (for example store/cat/gone.png)" in text
 
 
-def test_one_file_however_it_is_spelled_is_one_image(
+def test_spellings_of_one_file(
     tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_domain_folder(tmp_path, domains=(), count=1)
@@ -243,29 +234,6 @@ def test_one_file_however_it_is_spelled_is_one_image(
         message = str(refusal(path))
         assert "Row 4" in message
         assert '"dog" after "cat"' in message
-
-
-@pytest.mark.parametrize("alike", [("fire hydrant", "fire_hydrant"), ("cafe\u0301", "caf\u00e9")])
-def test_classes_that_a_teacher_reads_alike_are_named(
-    tmp_path: Path,
-    make_domain_folder: Make,
-    capsys: pytest.CaptureFixture[str],
-    alike: tuple[str, str],
-) -> None:
-    load_images(make_domain_folder(tmp_path, domains=(), classes=(*alike, "cat"), count=1))
-    assert f'"{alike[0]}", "{alike[1]}"' in capsys.readouterr().err
-
-
-def test_parquet_manifest_equals_csv(tmp_path: Path, make_domain_folder: Make) -> None:
-    make_domain_folder(tmp_path, domains=(), count=2)
-    names = [f"{name}/000{i}.png" for name in ("cat", "dog") for i in (0, 1)]
-    table = pyarrow.table({"path": names, "label": [3, 3, 12, 12]})
-    pyarrow.parquet.write_table(table, tmp_path / "pets.parquet")
-    rows = list(zip(names, ("3", "3", "12", "12"), strict=True))
-    comma = load_images(write_manifest(tmp_path / "pets.csv", ("path", "label"), rows))
-    parquet = load_images(tmp_path / "pets.parquet")
-    assert parquet.classes == comma.classes == ("3", "12")
-    assert (parquet.ids, parquet.keys, parquet.domains) == (comma.ids, comma.keys, ("all",))
 
 
 def test_a_second_load_opens_only_what_is_new(

@@ -67,7 +67,7 @@ def content_of(images: ImageSet) -> dict[str, tuple[str, str, bytes]]:
     }
 
 
-def test_shards_are_the_images_of_the_folder_and_read_once(
+def test_shards_equal_the_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = pack(folder, tmp_path / "shards", as_json)
@@ -86,9 +86,7 @@ def test_shards_are_the_images_of_the_folder_and_read_once(
 
 
 @pytest.mark.parametrize(("ending", "label"), [(".cls", "{index}"), (".txt", "{name}\n")])
-def test_labels_by_number_and_by_name(
-    folder: Path, tmp_path: Path, ending: str, label: str
-) -> None:
+def test_labels_by_number_or_name(folder: Path, tmp_path: Path, ending: str, label: str) -> None:
     def facts(path: Path) -> tuple[str, bytes]:
         name = path.parent.name
         return ending, label.format(index=["cat", "dog"].index(name), name=name).encode()
@@ -173,7 +171,7 @@ def saved(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
-def test_a_dataset_on_disk_is_the_images_of_the_folder(
+def test_a_dataset_equals_the_folder(
     saved: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = load_images(f"hf:{saved}")
@@ -312,7 +310,7 @@ def test_a_shard_that_is_damaged_is_named(folder: Path, tmp_path: Path, damage: 
         load_images(spec)
 
 
-def test_members_that_are_no_images_are_left_out(
+def test_members_that_are_no_images(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = pack(folder, tmp_path / "shards", as_json, n=1)

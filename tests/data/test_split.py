@@ -131,9 +131,7 @@ def test_sizes_of_groups(count: int, expected: int) -> None:
         (SMALL[:20], "a", "--test-domain none"),
     ],
 )
-def test_domains_that_cannot_be_left_out(
-    images: list[tuple[str, str, str]], domain: str, said: str
-) -> None:
+def test_domains_refused(images: list[tuple[str, str, str]], domain: str, said: str) -> None:
     with pytest.raises(EdgekdError) as caught:
         make_split(image_set(images), test_domain=domain)
     assert said in caught.value.message + caught.value.hint
@@ -282,7 +280,7 @@ def test_shots_are_nested_and_what_is_left_is_tested(images: ImageSet) -> None:
     assert sorted([*left, *four]) == unseen_test(images, unseen).tolist()
 
 
-def test_a_copy_of_a_shot_is_neither_a_second_shot_nor_a_test(
+def test_copies_of_a_shot_are_not_tested(
     tmp_path: Path, make_domain_folder: Callable[..., Path]
 ) -> None:
     root = make_domain_folder(tmp_path / "d", classes=("ant", "bee", "cat"), count=1)

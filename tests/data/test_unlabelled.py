@@ -36,9 +36,7 @@ def test_pictures_at_every_depth_are_found_and_have_no_class(tmp_path: Path) -> 
     assert len(set(images.keys)) == 3
 
 
-def test_what_is_no_image_is_left_out_and_an_empty_folder_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_image_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(EdgekdError, match="There is no folder of images at"):
         load_unlabelled(tmp_path / "nowhere")
     (tmp_path / "clip.mp4").write_text("")
@@ -79,9 +77,7 @@ def labelled(tmp_path: Path) -> tuple[ImageSet, Split]:
     return images, make_split(images)
 
 
-def test_unlabelled_images_join_behind_the_labelled_ones(
-    labelled: tuple[ImageSet, Split], tmp_path: Path
-) -> None:
+def test_unlabelled_images_are_appended(labelled: tuple[ImageSet, Split], tmp_path: Path) -> None:
     images, split = labelled
     names = ("one/camera/a.png", "one/b.png", "two/b.png")
     for number, name in enumerate(names):
@@ -101,7 +97,7 @@ def test_unlabelled_images_join_behind_the_labelled_ones(
     assert set(cut.unlabelled.values()) == set(sorted(made.unlabelled.values())[:2])
 
 
-def test_the_split_is_written_and_read_with_its_unlabelled_images(
+def test_the_split_keeps_unlabelled_images(
     labelled: tuple[ImageSet, Split], tmp_path: Path
 ) -> None:
     images, split = labelled
@@ -139,7 +135,7 @@ def test_images_of_the_split_do_not_train_without_labels(
         with_unlabelled(images, split, [str(root)])
 
 
-def test_half_of_the_unseen_domain_adapts_and_the_other_half_is_tested(
+def test_half_of_the_unseen_domain_adapts(
     tmp_path: Path, make_domain_folder: Callable[..., Path]
 ) -> None:
     images = load_images(make_domain_folder(tmp_path / "data", domains=("photo", "sketch")))

@@ -53,9 +53,7 @@ def domain_counts(made: BalancedSampler, indices: np.ndarray) -> list[int]:
 @pytest.mark.parametrize(
     ("sizes", "batch"), [((50, 7, 19), 12), ((30, 30, 30), 8), ((5, 40), 7), ((4, 5, 6, 7), 2)]
 )
-def test_every_domain_has_the_same_share_and_the_surplus_goes_round(
-    sizes: tuple[int, ...], batch: int
-) -> None:
+def test_every_domain_has_the_same_share(sizes: tuple[int, ...], batch: int) -> None:
     made = sampler(sizes, batch)
     total = np.zeros(len(sizes), dtype=int)
     for step in range(60):
@@ -279,7 +277,7 @@ def expected(images: ImageSet, index: int, side: int) -> np.ndarray:
     return np.asarray(images.read(index).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def test_a_store_holds_every_image_squashed_and_decodes_once(
+def test_a_store_decodes_every_image_once(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = np.array([15, 0, 5, 5])
@@ -293,9 +291,7 @@ def test_a_store_holds_every_image_squashed_and_decodes_once(
     assert np.array_equal(open_store(images, 24).batch(rows), batch)
 
 
-def test_another_side_or_content_is_another_store(
-    images: ImageSet, make_image: Make, tmp_path: Path
-) -> None:
+def test_stores_by_side_and_content(images: ImageSet, make_image: Make, tmp_path: Path) -> None:
     for side in (24, 20):
         assert open_store(images, side).batch(np.array([0])).shape[1] == side
     make_image(tmp_path / "data" / "art" / "cat" / "0000.png", seed=999)

@@ -103,9 +103,7 @@ def test_a_damaged_shard_is_left_out_with_a_warning_and_computed_again(
     check(opened())
 
 
-def test_a_shard_of_another_teacher_or_without_a_checksum_is_computed_again(
-    own_cache: Path,
-) -> None:
+def test_a_foreign_shard_is_computed_again(own_cache: Path) -> None:
     fill_all(opened())
     for kind in ("keys", "vectors"):  # as edgekd's first versions named them
         path = files(kind)[0]
@@ -169,9 +167,7 @@ def fill_slowly(cache_root: str, log: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_compute_every_view_once_and_lose_none(
-    own_cache: Path, tmp_path: Path
-) -> None:
+def test_two_runs_compute_every_view_once(own_cache: Path, tmp_path: Path) -> None:
     log, context = tmp_path / "log", multiprocessing.get_context("spawn")
     arguments = (str(own_cache), str(log))
     both = [context.Process(target=fill_slowly, args=arguments) for _ in range(2)]

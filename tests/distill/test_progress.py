@@ -85,9 +85,7 @@ def test_a_pause_is_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (range(3), 50, (3,)),
     ],
 )
-def test_evaluations_end_with_the_stage(
-    span: range, every: int | None, expected: tuple[int, ...]
-) -> None:
+def test_evaluation_steps(span: range, every: int | None, expected: tuple[int, ...]) -> None:
     assert evaluation_steps(span, every) == expected
 
 
@@ -126,7 +124,7 @@ def test_a_damaged_table_is_begun_anew(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_missing_package_is_named_before_any_work(
+def test_a_missing_package_is_named(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
@@ -201,7 +199,7 @@ def _one_process_afterwards() -> object:
 
 
 @pytest.mark.parametrize("variables", LEFT_OVER.values(), ids=LEFT_OVER)
-def test_variables_without_a_launch_are_one_process(
+def test_variables_without_a_launch(
     variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
@@ -274,9 +272,7 @@ def test_mlflow_holds_numbers_and_files_of_one_run(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]  # nothing beside the run's folder
 
 
-def test_wandb_offline_holds_numbers_and_files_of_one_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_offline_holds_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     pytest.importorskip("pytorch_lightning")
     import wandb
@@ -327,7 +323,7 @@ def test_attaching_to_a_run_from_elsewhere_or_without_its_service(
 @pytest.mark.parametrize(
     ("side", "chosen", "threads"), [(48, None, 1), (224, None, 3), (48, "3", 3)]
 )
-def test_small_steps_take_one_thread(
+def test_threads_of_a_step(
     side: int, chosen: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):

@@ -90,9 +90,7 @@ def test_numbers_can_be_changed_and_terms_added_and_dropped() -> None:
         ("kd", {"train": {"terms": {"logit_kd": {"params": {"temprature": 2}}}}}, "temperature"),
     ],
 )
-def test_a_misspelt_word_is_answered_with_the_closest(
-    name: str, overrides: dict[str, Any] | None, meant: str
-) -> None:
+def test_misspelt_words(name: str, overrides: dict[str, Any] | None, meant: str) -> None:
     assert f'"{meant}"' in refusal(name, overrides).hint
 
 
@@ -142,9 +140,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("settings", "said"), CASES, ids=lambda value: str(value)[:50])
-def test_what_cannot_go_together_is_refused_before_any_work(
-    settings: dict[str, Any], said: str
-) -> None:
+def test_what_cannot_go_together_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(EdgekdError, match=said) as caught:
         settle(TrainConfig.model_validate(settings))
     assert caught.value.hint

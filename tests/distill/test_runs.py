@@ -82,9 +82,7 @@ def test_captions_are_embedded_once_and_trained_on(
         run(**changes, out=tmp_path / "other")
 
 
-def test_a_vocabulary_is_distilled_for_and_the_classes_are_predicted(
-    run: Trainer, tmp_path: Path
-) -> None:
+def test_a_vocabulary_is_distilled_for(run: Trainer, tmp_path: Path) -> None:
     (tmp_path / "v.txt").write_text("house\ntree\nbird\n")
     folder = run(recipe="lgd", vocabulary=tmp_path / "v.txt", projector="mlp-gelu")
     assert terms(folder) != terms(run(recipe="lgd", out=tmp_path / "own", projector="mlp-gelu"))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import argparse
 import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path, PosixPath
 from types import SimpleNamespace
 from typing import Any
@@ -103,9 +103,7 @@ CHECKPOINTS: dict[str, Callable[[State], object]] = {
 
 
 @pytest.mark.parametrize("kind", ["safetensors", *CHECKPOINTS])
-def test_weights_from_a_file_give_the_files_features(
-    kind: str, reference: Any, tmp_path: Path
-) -> None:
+def test_weights_from_a_file(kind: str, reference: Any, tmp_path: Path) -> None:
     state, path = reference.state_dict(), tmp_path / "w.pth.tar"
     if kind == "safetensors":
         path = tmp_path / "w.safetensors"
@@ -132,29 +130,16 @@ def without_classifier(name: str, **options: object) -> tuple[torch.nn.Module, S
     return model.eval(), state
 
 
-def assert_loads(name: str, tmp_path: Path, kinds: Sequence[str]) -> None:
-    model, state = without_classifier(name)
-    side = model.pretrained_cfg["input_size"][-1]  # type: ignore[index]
-    for kind in kinds:
-        torch.save(CHECKPOINTS[kind](state), tmp_path / "w.pth.tar")
-        weights = tmp_path / "w.pth.tar"
-        loaded = make_student(name, pretrained="scratch", weights=weights, dim=4).backbone.eval()
-        with torch.inference_mode():
-            found, expected = loaded(views(side)), model(views(side))
-        assert torch.allclose(found, expected, atol=1e-4, rtol=1e-4), kind
-
-
 @pytest.mark.parametrize("name", ["levit_128s", "poolformerv2_s12"])
 def test_heads_with_batchnorm_or_another_name_are_left_out(name: str, tmp_path: Path) -> None:
-    assert_loads(name, tmp_path, ["Lightning"])
-
-
-@pytest.mark.slow  # scripts/sweep_checkpoints.py does the same for about 50 models
-@pytest.mark.parametrize(
-    "name", ["caformer_s18", "mobileone_s0", "swiftformer_xs", "xcit_nano_12_p16_224"]
-)
-def test_families_take_every_kind_of_checkpoint(name: str, tmp_path: Path) -> None:
-    assert_loads(name, tmp_path, tuple(CHECKPOINTS))
+    """scripts/sweep_checkpoints.py does the same for about 50 models and every kind of file."""
+    model, state = without_classifier(name)
+    path, side = tmp_path / "w.pth.tar", model.pretrained_cfg["input_size"][-1]  # type: ignore[index]
+    torch.save(CHECKPOINTS["Lightning"](state), path)
+    loaded = make_student(name, pretrained="scratch", weights=path, dim=4).backbone.eval()
+    with torch.inference_mode():
+        found, expected = loaded(views(side)), model(views(side))
+    assert torch.allclose(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_familys_original_names_are_translated_by_timm(tmp_path: Path) -> None:
@@ -168,9 +153,7 @@ def test_a_familys_original_names_are_translated_by_timm(tmp_path: Path) -> None
         assert torch.allclose(student.backbone(views()), model(views()), atol=1e-5)
 
 
-def test_weights_that_do_not_fit_exactly_once_are_refused(
-    reference: torch.nn.Module, tmp_path: Path
-) -> None:
+def test_weights_that_do_not_fit_are_refused(reference: torch.nn.Module, tmp_path: Path) -> None:
     state, path = reference.state_dict(), tmp_path / "w.safetensors"
     name = next(key for key in state if key.endswith("weight"))
 
@@ -212,7 +195,7 @@ def test_pickled_code_is_refused_and_not_run(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])
 @pytest.mark.parametrize("content", [b"", b"text", None, [1, 2], {1: torch.zeros(1)}], ids=str)
-def test_a_damaged_file_is_refused(
+def test_damaged_files(
     ending: str, content: Any, reference: torch.nn.Module, tmp_path: Path
 ) -> None:
     path = tmp_path / f"w{ending}"
@@ -267,9 +250,7 @@ def test_a_vit_takes_weights_of_another_size(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_options_that_do_not_fit_or_change_the_output_are_refused(
-    name: str, options: dict[str, object]
-) -> None:
+def test_options_that_do_not_fit_are_refused(name: str, options: dict[str, object]) -> None:
     refusal(lambda: scratch(name, options=options))
 
 
@@ -293,9 +274,7 @@ def test_the_fitted_scale_is_the_best_of_a_fine_grid() -> None:
 
 @pytest.mark.parametrize("projector", ["linear", "mlp", "mlp-gelu"])
 @pytest.mark.parametrize("classes", [None, 5])
-def test_every_projector_and_head_fold_into_one_last_layer(
-    projector: Any, classes: int | None
-) -> None:
+def test_projector_and_head_fold_into_one_layer(projector: Any, classes: int | None) -> None:
     parts: dict[str, Any] = {"dim": 12, "classes": classes, "projector": projector}
     student: Any = make_student(NAME, pretrained="scratch", size=32, **parts).eval()
     student.scale.fill_(3.0)

@@ -60,9 +60,7 @@ def reference(folder: Path) -> tuple[Any, Any, Any]:
     return model.eval(), transform, open_clip.get_tokenizer(f"local-dir:{folder}")
 
 
-def test_the_text_bank_is_open_clips_zero_shot_classifier(
-    teacher: ClipTeacher, tiny_teacher: Path
-) -> None:
+def test_the_text_bank_is_open_clips_classifier(teacher: ClipTeacher, tiny_teacher: Path) -> None:
     model, transform, tokenizer = reference(tiny_teacher)
     classes = ["sea_lion", "dog", "cat"]
     templates = ["a photo of a {}.", "a sketch of the {}", "itap of a {}"]
@@ -151,9 +149,7 @@ def assert_as_open_clip(folder: Path, *sizes: tuple[int, int]) -> ClipTeacher:
         ([64, 32], "squash", "bicubic"),
     ],
 )
-def test_every_resize_mode_gives_open_clips_pixels(
-    tmp_path: Path, shape: Any, mode: str, interpolation: str
-) -> None:
+def test_pixels_are_open_clips(tmp_path: Path, shape: Any, mode: str, interpolation: str) -> None:
     settings = {"resize_mode": mode, "interpolation": interpolation, "fill_color": 77}
     folder = shaped(tmp_path, shape, **settings)
     teacher = assert_as_open_clip(folder, (64, 48), (33, 101), (16, 16))
@@ -381,9 +377,7 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, A
     assert "e.npz" in refusal(written(tmp_path / "e.npz", **changes)).message
 
 
-def test_an_encoder_in_bfloat16_is_another_model_with_the_same_answers(
-    teacher: ClipTeacher,
-) -> None:
+def test_an_encoder_in_bfloat16_stays_close(teacher: ClipTeacher) -> None:
     half = teacher.in_bfloat16()
     views = torch.rand(4, 3, teacher.preprocess.size, teacher.preprocess.size)
     before = teacher.embed_images(views)
@@ -401,9 +395,7 @@ def test_an_encoder_in_bfloat16_is_another_model_with_the_same_answers(
     [({}, True), ({"pool_type": "avg"}, False), ({"attentional_pool": True}, False)],
     ids=["class token", "mean", "attention"],
 )
-def test_an_encoder_of_class_tokens_alone_gives_the_same_embeddings(
-    changes: dict[str, Any], shortened: bool
-) -> None:
+def test_an_encoder_of_class_tokens_alone(changes: dict[str, Any], shortened: bool) -> None:
     size = {"image_size": (48, 32), "patch_size": 16, "width": 24, "layers": 3, "heads": 2}
     options = {"mlp_ratio": 2.0, "output_dim": 8, "ls_init_value": 0.5, **changes}
     with torch.random.fork_rng():
@@ -512,7 +504,7 @@ def test_what_is_there_already_stays_and_a_copy_that_differs_is_not_kept(
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_what_was_fetched_trains_elsewhere(
+def test_fetched_weights_train_elsewhere(
     tmp_path: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = f"local-dir:{tiny_teacher}"

@@ -29,9 +29,7 @@ def test_every_term_is_checked() -> None:
 
 
 @pytest.mark.parametrize(("name", "params"), CASES, ids=str)
-def test_a_term_and_its_gradient_are_what_the_formula_says(
-    name: str, params: dict[str, Any]
-) -> None:
+def test_terms_and_gradients_follow_the_formula(name: str, params: dict[str, Any]) -> None:
     batch = draw()
     values = TERMS[name].function(batch, **params)
     assert values.shape == (B,)

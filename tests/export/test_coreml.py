@@ -506,9 +506,7 @@ def test_a_sum_inside_is_reported_but_changes_nothing() -> None:
         ("concat", {"values": (Ref("image"),) * 2, "axis": 1, "interleave": True}, "interleaved"),
     ],
 )
-def test_what_the_evaluator_does_not_know_is_named(
-    kind: str, inputs: dict[str, Any], named: str
-) -> None:
+def test_unknown_operations_are_named(kind: str, inputs: dict[str, Any], named: str) -> None:
     layer = op(kind, "best", **({} if "values" in inputs else {"x": Ref("image")}), **inputs)
     program = MilProgram("image", (1, 3, 4, 4), (layer,), ("best",))
     with pytest.raises(EdgekdError, match=named):

@@ -83,9 +83,7 @@ def test_fp32_file_gives_the_students_directions(fp32: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
-def test_quantized_files_hold_parity_in_logits_and_the_search_sees_classes(
-    fp32: Path, tmp_path: Path, target: str
-) -> None:
+def test_quantized_files_hold_parity_in_logits(fp32: Path, tmp_path: Path, target: str) -> None:
     images, path = pictures(16, seed=3), fp32 / "model.onnx"
     plain = export(tmp_path / "a", target, "int8", fp32_path=path)
     assert plain.parity["passed"]
@@ -128,9 +126,7 @@ def added(folder: Path, tmp_path: Path) -> None:
     ("target", "precision"),
     [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "int8")],
 )
-def test_a_class_is_added_to_a_file(
-    fp32: Path, tmp_path: Path, target: str, precision: str
-) -> None:
+def test_a_class_is_added(fp32: Path, tmp_path: Path, target: str, precision: str) -> None:
     if target == "openvino":
         openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
     export(tmp_path / "a", target, precision, fp32_path=fp32 / "model.onnx")

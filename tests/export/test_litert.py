@@ -117,9 +117,7 @@ def test_ranges_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", PACKAGES)
-def test_int8_stays_close_behind_clips_and_with_logits_far_from_zero(
-    target: str, tmp_path: Path
-) -> None:
+def test_int8_stays_close_with_odd_ranges(target: str, tmp_path: Path) -> None:
     needs(target)
     model = block_model()
     with torch.no_grad():
@@ -165,7 +163,7 @@ def test_an_agent_with_nothing_but_litert_gives_the_same_logits(
 
 
 @pytest.mark.parametrize("target", PACKAGES)
-def test_without_the_package_the_extra_is_named(
+def test_a_missing_package_names_the_extra(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in PACKAGES[target]:
@@ -190,9 +188,7 @@ def test_an_agent_names_the_runtime_it_lacks(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_classes_are_a_file_within_the_model(
-    exported: Callable[[str, str], Path], precision: str
-) -> None:
+def test_the_classes_are_in_the_model(exported: Callable[[str, str], Path], precision: str) -> None:
     folder = exported("litert", precision)
     with zipfile.ZipFile(folder / "model.tflite") as archive:
         assert archive.read("labels.txt") == (folder / "labels.txt").read_bytes()

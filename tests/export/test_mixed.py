@@ -65,7 +65,7 @@ def budget(fp32: Path, **limits: float) -> AccuracyBudget:
     return AccuracyBudget(images, logits(fp32, images).argmax(axis=1), images, **limits)
 
 
-def test_units_hold_everything_that_int8_changes(fp32: Path, tmp_path: Path) -> None:
+def test_units_hold_what_int8_changes(fp32: Path, tmp_path: Path) -> None:
     calibrated = SCHEME.calibrate(fp32, pictures(32))
     units = SCHEME.groups(calibrated)
     names = ["depthwise", "reduce", "expand", "pointwise", "Add after pointwise", "head"]
@@ -162,9 +162,7 @@ def test_a_search_out_of_time_ranks_by_the_rounding_of_weights(fp32: Path, tmp_p
     # 256 images here, 256 in the check: the difference of two shares has the error sqrt(2 · 0.96 · 0.04 / 256).
     [(0.96, 0.96 + 1.64 * 0.017321), (0.999, 1), (None, 0), (1.0, 1)],
 )
-def test_a_search_demands_the_agreement_that_other_images_need(
-    wanted: float | None, surely: float
-) -> None:
+def test_a_search_demands_more_agreement(wanted: float | None, surely: float) -> None:
     images, limit = pictures(128), {} if wanted is None else {"min_agreement": wanted}
     budget = AccuracyBudget(images, np.zeros(128, np.int64), images, **limit)
     assert budget.surely().min_agreement == pytest.approx(surely, abs=1e-5)

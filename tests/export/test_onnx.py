@@ -154,9 +154,7 @@ def test_normalisation_is_that_of_the_formula_per_channel() -> None:
 
 @pytest.mark.parametrize("with_projector", [True, False])
 @pytest.mark.parametrize("length", [0.01, 300.0])
-def test_unit_head_gives_directions_whatever_the_length(
-    with_projector: bool, length: float
-) -> None:
+def test_unit_head_gives_unit_vectors(with_projector: bool, length: float) -> None:
     torch.manual_seed(2)
     features = length * torch.randn(50, 16)
     projector = nn.Linear(16, 16, bias=False) if with_projector else None
@@ -320,7 +318,7 @@ def test_torch_models_by_published_figures() -> None:
         ("mobilenetv4_conv_small", ["int8"]),
     ],
 )
-def test_a_model_of_the_zoo_is_exported(
+def test_models_of_the_zoo(
     name: str, precisions: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")

@@ -78,9 +78,7 @@ def picture_file(folder: Path, precision: str, preprocess: Preprocess) -> Artifa
 @pytest.mark.parametrize(
     ("precision", "rule"), [("int8", {}), ("fp32", {"resize": "crop", "crop_pct": 0.8})]
 )
-def test_a_file_takes_pictures_and_prepared_pixels(
-    tmp_path: Path, precision: str, rule: dict[str, Any]
-) -> None:
+def test_a_file_takes_pictures(tmp_path: Path, precision: str, rule: dict[str, Any]) -> None:
     preprocess, folder = Preprocess(size=32, **rule), tmp_path / "a"
     artifact = picture_file(folder, precision, preprocess)
     assert artifact.input == "picture"
@@ -101,7 +99,7 @@ def test_a_file_takes_pictures_and_prepared_pixels(
         np.testing.assert_allclose(from_prepared, torch_logits(model, prepared), atol=1e-5)
 
 
-def test_a_file_whose_own_resizing_changes_classes_is_set_aside(
+def test_a_file_that_resizes_otherwise_is_set_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(EdgekdError, match="nearest"):

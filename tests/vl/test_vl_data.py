@@ -364,9 +364,7 @@ def test_controls_change_what_they_name() -> None:
 
 
 @pytest.mark.parametrize("spec", ["toy", "vit"])
-def test_token_vectors_live_where_the_pooled_ones_do(
-    spec: str, tiny_teacher: Path, colours: Path
-) -> None:
+def test_token_vectors_share_the_pooled_space(spec: str, tiny_teacher: Path, colours: Path) -> None:
     teacher = load_teacher(f"local-dir:{tiny_teacher}" if spec == "vit" else spec)
     reader = read_tokens(teacher)
     texts = ["a red dog", "blue"]
