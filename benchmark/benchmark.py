@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.compare import compare, gain_rows, shared_suites, speed_rows
 from edgekd.benchmark.device import device_facts
-from edgekd.benchmark.evaluate.logits import predict_suites
-from edgekd.benchmark.evaluate.scores import score, suite_row
+from edgekd.benchmark.evaluate.accuracy import score, suite_row
+from edgekd.benchmark.evaluate.predictions import predict_suites
 from edgekd.benchmark.gates import Gate, evaluate
 from edgekd.benchmark.measure.timings import (
     Timings,
@@ -24,7 +24,7 @@ from edgekd.benchmark.measure.timings import (
     throughput_rows,
     time_subjects,
 )
-from edgekd.benchmark.report.answers import notes
+from edgekd.benchmark.report.summary import notes
 from edgekd.benchmark.report.write import write_report
 from edgekd.benchmark.results.rows import HERE
 from edgekd.benchmark.results.schema import Comparison, Report, load_of

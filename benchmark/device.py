@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.benchmark.evaluate.logits import columns_of, prepare
+from edgekd.benchmark.evaluate.predictions import columns_of, prepare
 from edgekd.benchmark.measure import timings
 from edgekd.benchmark.subjects import Logits, Measured, Subject, Suite, clock_places
 from edgekd.configs.benchmark import SpeedOptions

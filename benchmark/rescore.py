@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.benchmark.compare import gain_rows
-from edgekd.benchmark.evaluate.scores import score
+from edgekd.benchmark.evaluate.accuracy import score
 from edgekd.benchmark.results.rows import SummaryRow
 from edgekd.benchmark.results.schema import Report, SuiteRow
 from edgekd.benchmark.results.storage import RawResults, read_results

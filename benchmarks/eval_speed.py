@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd.benchmark.evaluate.logits import predict_suite
+from edgekd.benchmark.evaluate.predictions import predict_suite
 from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.data.image_set import load_images
 from edgekd.targets.session import open_session

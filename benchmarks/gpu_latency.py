@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import read_artifact
-from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.load_run import load_run
 from edgekd.export.run import deployable, parity_images
 from edgekd.targets.session import open_session
 from edgekd.targets.timing.stopwatch import FULL, QUICK, measure_interleaved, rotating

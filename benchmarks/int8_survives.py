@@ -24,7 +24,7 @@ from edgekd.core.errors import EdgekdError, GateFailed
 from edgekd.core.files import write_json
 from edgekd.core.predictor import in_batches
 from edgekd.core.readers import read_json
-from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.load_run import LoadedRun, load_run
 from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8
 from edgekd.export.run import pixels_of
 from edgekd.targets.session import open_session

@@ -19,7 +19,7 @@ from cells import Cell, finished
 
 from edgekd.benchmark.evaluate.metrics import top1
 from edgekd.configs.train import TrainConfig
-from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.load_run import load_run
 from edgekd.distill.classification.predict import predict_all, probe_scores, student_predict
 from edgekd.distill.train import train
 from edgekd.studies.tables import stat, t_interval

@@ -1,13 +1,13 @@
-"""Which small timm models export: every target and precision at hand, parity, batches, and no traceback.
+"""Export small timm models to every installed target and precision, and compare the files with torch.
 
     python benchmarks/zoo.py --out zoo
     python benchmarks/zoo.py --out zoo --models fastvit_t8 --targets onnxruntime openvino --precisions fp32 int8
 
-Weights are random, with BatchNorm statistics and offsets that are not 0 and 1, so that fusing, folding and parity have
-something to get wrong. Parity is the export's own check; INT8's agreement has no threshold here, because a random
-network has no classes to agree on, and its logit error is given instead. Every model is a process of its own; finished
-ones stay in OUT/zoo.json, so an interrupted run can be resumed, and an environment with other targets can add its own.
-A target whose package is missing is left out. The tables are OUT/zoo.md.
+Weights are random. BatchNorm statistics and offsets differ from 0 and 1, so that errors in fusing and folding show.
+Parity is checked by the export itself. For INT8 there is no threshold on agreement, because a random network has no
+classes to agree on; the table has the logit error instead. Each model runs in its own process. Finished models are
+stored in OUT/zoo.json, so an interrupted run can be resumed, and an environment with other targets can add results.
+Targets whose package is missing are skipped. The tables are written to OUT/zoo.md; docs/zoo.md is edited from them.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ SIZES: dict[str, int] = {
     "vit_tiny_patch16_224": 96,
     "xcit_nano_12_p16_224": 64,
 }
-"""Model → its input size: small where the model takes any."""
+"""Input size of each model, small where the model takes any."""
 PRECISIONS = ("fp32", "fp16", "int8")
 IMAGES = 24
 STEPS = 2
@@ -140,8 +140,8 @@ def pictures(count: int, size: int) -> NDArray[np.uint8]:
 def export_cell(
     model: Any, folder: Path, target: str, precision: Any, images: NDArray[np.uint8], size: int
 ) -> dict[str, Any]:
-    """Export one cell and return how it went: `ok` with figures, `refused` with a sentence, `traceback`, or nothing
-    where the target's package is missing."""
+    """Export one cell and return its status: `ok` with figures, `refused` or `traceback` with the reason; empty if the
+    target's package is missing."""
     from edgekd.configs.export import ExportConfig
     from edgekd.core.errors import EdgekdError, NotHere
     from edgekd.core.preprocess import Preprocess
@@ -221,7 +221,7 @@ def wanted(targets: list[str], precisions: list[str]) -> list[tuple[str, str]]:
 
 
 def tables(found: dict[str, dict[str, Any]]) -> str:
-    """Return one table for each target as Markdown, with the reasons for refusals below it."""
+    """Return one Markdown table per target, with the reasons for refusals below it."""
     from edgekd.targets.registry import TARGETS
 
     return "\n".join(
@@ -240,7 +240,7 @@ def table(target: str, found: dict[str, dict[str, Any]]) -> str:
         f"| network | px | fused | {' | '.join(keys)} | batch |",
         "|---" * (len(keys) + 4) + "|",
     ]
-    reasons = []
+    refused: dict[str, list[str]] = {}
     for name, cells in sorted(found.items()):
         mine = {p: cells[key] for p, key in keys.items() if key in cells}
         if not mine:
@@ -253,8 +253,8 @@ def table(target: str, found: dict[str, dict[str, Any]]) -> str:
             else:
                 entries.append(cell["status"])
             if "why" in cell:
-                reason = cell["why"].strip().splitlines()[-1]
-                reasons.append(f"- `{name}`, {precision}: {reason}")
+                reason = f"{precision}: {cell['why'].strip().splitlines()[-1]}"
+                refused.setdefault(reason, []).append(f"`{name}`")
         fused = "yes" if any(cell.get("fused") for cell in mine.values()) else ""
         errors = [cell["batch_error"] for cell in mine.values() if "batch_error" in cell]
         batch = f"{max(errors):.1g}" if errors else ""
@@ -264,6 +264,7 @@ def table(target: str, found: dict[str, dict[str, Any]]) -> str:
         states = [cells[key]["status"] for cells in found.values() if key in cells]
         counts.append(f"{states.count('ok')} of {len(states)}")
     lines.append(f"| exported | | | {' | '.join(counts)} | |")
+    reasons = [f"- {', '.join(names)}, {reason}" for reason, names in refused.items()]
     return "\n".join([*lines, "", *reasons]) + "\n"
 
 
@@ -277,7 +278,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
-    parser.add_argument("--again", action="store_true", help="also what is finished")
+    parser.add_argument("--again", action="store_true", help="repeat finished models too")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:

@@ -27,12 +27,12 @@ from edgekd.core.predictor import in_batches
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import sha256_file
 from edgekd.core.version import __version__
-from edgekd.export.build import Build, Written
 from edgekd.export.graph import Deployable, Fused, fuse, torch_logits
 from edgekd.export.onnx.write import OPSET
 from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_reference
 from edgekd.export.quantize.calibration import Calibrator
 from edgekd.export.quantize.search import AccuracyBudget
+from edgekd.export.writer import Build, Written
 from edgekd.targets.bank import BANK_FILE, ClassBank
 from edgekd.targets.registry import artifact_name, get_target
 from edgekd.targets.session import open_session

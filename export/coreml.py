@@ -29,7 +29,6 @@ from edgekd.core.manifest import Artifact, TensorSpec
 from edgekd.core.predictor import Predictor
 from edgekd.core.readers import parse_json, read_json
 from edgekd.core.version import __version__
-from edgekd.export.build import Build, Written
 from edgekd.export.graph import Deployable, UnitHead, torch_logits
 from edgekd.export.mil.compress import (
     PALETTE_BITS,
@@ -42,6 +41,7 @@ from edgekd.export.mil.program import MilProgram, import_coremltools, read_progr
 from edgekd.export.mil.ranges import Ranges, layers_to_keep, measure_ranges
 from edgekd.export.onnx.write import quiet
 from edgekd.export.parity import compare
+from edgekd.export.writer import Build, Written
 from edgekd.targets.coreml import EMBEDDING, load_embedder, load_package
 
 PACKAGE = "model.mlpackage"

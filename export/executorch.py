@@ -9,8 +9,8 @@ import torch
 
 from edgekd.core.errors import NotHere
 from edgekd.core.manifest import TensorSpec
-from edgekd.export.build import Build, Written, converting
 from edgekd.export.quantize.executorch import quantize
+from edgekd.export.writer import Build, Written, converting
 
 MODEL_FILE = "model.pte"
 INPUT = "images"

@@ -13,8 +13,8 @@ import torch
 
 from edgekd.core.errors import NotHere
 from edgekd.core.manifest import LABELS_FILE, TensorSpec
-from edgekd.export.build import Build, Written, agent_beside, converting
 from edgekd.export.quantize.litert import quantize
+from edgekd.export.writer import Build, Written, agent_beside, converting
 
 MODEL_FILE = "model.tflite"
 INPUT = "images"

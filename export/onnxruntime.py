@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgekd.export.build import Build, Written, agent_beside, write_onnx
 from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8
+from edgekd.export.writer import Build, Written, agent_beside, write_onnx
 
 MODEL_FILE = "model.onnx"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import onnx
 
 from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.export.build import Build, Written, agent_beside
 from edgekd.export.onnx.graphs import rewrite, with_float_input
 from edgekd.export.openvino_ir import read, save
 from edgekd.export.quantize.calibration import check_calibration
 from edgekd.export.quantize.openvino import OpenVinoInt8
+from edgekd.export.writer import Build, Written, agent_beside
 from edgekd.targets.openvino import load_openvino, version_of
 
 MODEL_FILES = ("model.xml", "model.bin")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgekd.core.errors import EdgekdError
 from edgekd.core.predictor import Predictor
 from edgekd.targets.feed import Feed, as_pixels
-from edgekd.targets.openvino import load_openvino, reason_of, version_of
+from edgekd.targets.openvino import load_openvino, reason_of, shared_core, version_of
 
 _AUTOMATIC = re.compile(r"([A-Z][A-Za-z0-9]*)_\d+(?=/|$)")
 
@@ -23,7 +23,7 @@ def read(path: Path) -> Any:
     """Return the model of an ONNX file; a graph that OpenVINO does not take is an `EdgekdError`."""
     openvino = load_openvino()
     try:
-        return _renumbered(openvino.Core().read_model(path))
+        return _renumbered(shared_core().read_model(path))
     except RuntimeError as error:
         raise EdgekdError(
             f"OpenVINO {version_of(openvino)} cannot read the student's ONNX graph: {reason_of(error)}.",
@@ -58,8 +58,7 @@ def save(model: Any, path: Path, metadata: Mapping[str, str], *, halved: bool) -
 
 def evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
     """Return an IR or ONNX file in OpenVINO on one CPU thread, compiled for each batch size that comes."""
-    core = load_openvino().Core()
-    core.set_property({"ENABLE_MMAP": False})  # the file may be written anew while this is alive
+    core = shared_core()
     model = core.read_model(path)
     settings = {
         "INFERENCE_NUM_THREADS": 1,

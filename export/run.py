@@ -24,7 +24,7 @@ from edgekd.data.corruptions import NAMES, SIZE, corrupt
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
 from edgekd.data.unlabelled import NO_DOMAIN, with_unlabelled
-from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.load_run import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
 from edgekd.distill.inputs.batches import pixel_batches
 from edgekd.distill.loggers import attach_to_run

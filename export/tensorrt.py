@@ -12,10 +12,10 @@ import onnx
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import TensorSpec
-from edgekd.export.build import Build, Written, write_onnx
 from edgekd.export.onnx.evaluate import ONNX_FILE, onnx_evaluator
 from edgekd.export.quantize.tensorrt import TensorRtInt8
 from edgekd.export.quantize.tensorrt_rules import findings
+from edgekd.export.writer import Build, Written, write_onnx
 from edgekd.targets.trt.build import BuildError, build, parse
 from edgekd.targets.trt.builders import Choice, choose, module
 

@@ -49,7 +49,7 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
     # Left to OpenVINO, it would be bfloat16 where the processor has it, whatever the file holds.
     precision = str(details.get("inference_precision", "f32"))
     settings = _settings(precision, options)
-    core, path, feed = openvino.Core(), model_path(artifact, folder), feed_for(artifact)
+    core, path, feed = shared_core(), model_path(artifact, folder), feed_for(artifact)
     item = feed(np.zeros((1, size, size, 3), dtype=np.uint8)).shape[1:]
 
     @functools.lru_cache(maxsize=KEPT_BATCHES)
@@ -152,6 +152,18 @@ def load_openvino() -> Any:
             'pip install "edgekd[openvino]"',
         )
     return openvino
+
+
+@functools.cache
+def shared_core() -> Any:
+    """Return the one `openvino.Core` of this process; errors as `load_openvino`.
+
+    OpenVINO's CPU device installs a stack for signal handlers, and restores the one before when its core goes. Where
+    two cores do not go in reverse order, that one is freed memory, and the next Ctrl-C is a segmentation fault.
+    """
+    core = load_openvino().Core()
+    core.set_property({"ENABLE_MMAP": False})  # a file may be written anew while it is open
+    return core
 
 
 def version_of(openvino: Any) -> str:

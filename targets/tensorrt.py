@@ -21,7 +21,7 @@ from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.session import RuntimeOptions, Session, feed_for
 from edgekd.targets.trt.build import MODULES
 from edgekd.targets.trt.builders import find_gpu, runtime
-from edgekd.targets.trt.device import (
+from edgekd.targets.trt.engine import (
     DEVICE_FILE,
     HOW,
     check_tensorrt,

@@ -16,7 +16,7 @@ from artifact_fakes import CLASSES, write_artifact
 from PIL import Image
 
 from edgekd.benchmark import device as devices
-from edgekd.benchmark.evaluate.logits import predict_suite
+from edgekd.benchmark.evaluate.predictions import predict_suite
 from edgekd.benchmark.measure import timings
 from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.core.readers import sha256_file

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.evaluate.logits import prepare
+from edgekd.benchmark.evaluate.predictions import prepare
 from edgekd.benchmark.measure import local
 from edgekd.benchmark.results.rows import EnergyRow, LatencyRow, PlacementRow, ThroughputRow
 from edgekd.benchmark.subjects import Subject, Suite, clock_places

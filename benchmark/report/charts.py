@@ -17,7 +17,7 @@ from markupsafe import escape
 from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate.metrics import Reliability
-from edgekd.benchmark.report.sections import printable
+from edgekd.benchmark.report.elements import printable
 from edgekd.benchmark.report.tables import mark
 from edgekd.benchmark.results.metric import ms, percent
 from edgekd.benchmark.results.rows import AccuracyRow, LatencyRow, SummaryRow

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.evaluate.statistics import difference
-from edgekd.benchmark.report.answers import verdict
 from edgekd.benchmark.report.document import latency_items, points_of, scatter, suite_items
+from edgekd.benchmark.report.elements import Document, Item, Text, section, table, words
 from edgekd.benchmark.report.provenance import QUICK_MARK, definitions, machine_line
+from edgekd.benchmark.report.recommend import verdict
 from edgekd.benchmark.report.render import html, markdown
-from edgekd.benchmark.report.sections import Cells, Document, Item, Text, section, table, words
 from edgekd.benchmark.report.tables import results
 from edgekd.benchmark.results.metric import Metric, points
-from edgekd.benchmark.results.rows import AccuracyRow, Difference, LatencyRow, SummaryRow
+from edgekd.benchmark.results.rows import AccuracyRow, Difference, SummaryRow
 from edgekd.benchmark.results.schema import Report, of
 from edgekd.benchmark.results.storage import RawResults, read_results, report_folder
 from edgekd.core.errors import EdgekdError
@@ -42,7 +42,7 @@ _LEAST = 3
 
 @dataclass(frozen=True)
 class Source:
-    """One report with its letter on the page."""
+    """One report with its letter on the page, which is empty for a single one."""
 
     letter: str
     raw: RawResults
@@ -59,30 +59,26 @@ class Source:
         return f"{self.letter}: {runs}" if self.letter else runs
 
     @property
-    def machine(self) -> tuple[str, ...]:
+    def machine(self) -> str:
         """Processor, cores, governor and protocol of the latencies."""
         env, protocol = self.report.environment, "quick" if self.report.quick else "full"
         cores, governor = in_cores(env["usable_cores"]), env["governor"] or "unknown"
-        return (
-            env["cpu"] or "unknown processor",
-            cores,
-            f"governor {governor}",
-            f"{protocol} protocol",
-        )
+        cpu = env["cpu"] or "unknown processor"
+        return f"{cpu}, {cores}, governor {governor}, {protocol} protocol"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One subject of one report; `images` are name and content of every suite that it was measured on."""
+    """One subject of one report; `images` are name and content of every suite of `accuracy`."""
 
     source: Source
     summary: SummaryRow
-    latency: LatencyRow
-    accuracy: tuple[AccuracyRow, ...]
+    accuracy: dict[str, AccuracyRow]
+    """By suite."""
     images: tuple[tuple[str, str], ...]
 
     @property
-    def machine(self) -> tuple[str, ...]:
+    def machine(self) -> str:
         """What the latency was measured with."""
         return self.source.machine
 
@@ -96,14 +92,18 @@ class Entry:
         """Run and subject."""
         return f"{self.run}: {self.source.report.label(self.summary).rpartition(': ')[2]}"
 
+    @property
+    def outside(self) -> list[str]:
+        """Suites of unseen domains."""
+        return [suite for suite in self.accuracy if suite.startswith("ood:")]
+
 
 def write_comparison(paths: Sequence[Path], folder: Path, *, overwrite: bool = False) -> Path:
     """Compare the stored reports of `paths`, without measuring anything, and return comparison.html.
 
     Args:
         paths: report folders, or run folders, whose newest report is taken.
-        folder: gets comparison.html and comparison.md.
-        overwrite: replace an earlier comparison in `folder`.
+        folder: gets comparison.html and comparison.md; with `overwrite` in place of an earlier comparison.
 
     Raises:
         EdgekdError: no report, a damaged one, or `folder` holds something.
@@ -138,23 +138,21 @@ def entries(sources: Sequence[Source]) -> list[Entry]:
         raw, report = source.raw, source.report
         apart = report.families(*_APART)
         for row in report.summary:
-            own = tuple(one for one in of(report.accuracy, row) if one.suite not in apart)
+            own = {one.suite: one for one in of(report.accuracy, row) if one.suite not in apart}
             if row.kind == "teacher":
-                logits = tuple(_digest(raw.logits(*one.who, one.suite).tobytes()) for one in own)
+                logits = tuple(_digest(raw.logits(*row.who, suite).tobytes()) for suite in own)
                 if row.same_as is not None or logits in teachers:
                     continue
                 teachers.add(logits)
-            images = tuple((one.suite, _fingerprint(raw, one)) for one in own)
-            result.append(Entry(source, row, report.time(row), own, images))
+            images = tuple((suite, _fingerprint(raw, row.run, suite)) for suite in own)
+            result.append(Entry(source, row, own, images))
     return result
 
 
-def _fingerprint(raw: RawResults, row: AccuracyRow) -> str:
+def _fingerprint(raw: RawResults, run: str, suite: str) -> str:
     """Return a hash of a suite's images, their order, labels and classes."""
-    names = [*raw.ids(row.run, row.suite), *raw.classes(row.run, row.suite)]
-    return _digest(
-        "\0".join(names).encode() + raw.labels(row.run, row.suite).astype("<i8").tobytes()
-    )
+    names = "\0".join([*raw.ids(run, suite), *raw.classes(run, suite)])
+    return _digest(names.encode() + raw.labels(run, suite).astype("<i8").tobytes())
 
 
 def _digest(data: bytes) -> str:
@@ -163,7 +161,7 @@ def _digest(data: bytes) -> str:
 
 def groups(all_entries: Sequence[Entry], by: str) -> list[list[Entry]]:
     """Return entries that agree in `images` or in `machine`, in the order of their first appearance."""
-    grouped: dict[tuple[object, ...], list[Entry]] = {}
+    grouped: dict[object, list[Entry]] = {}
     for entry in all_entries:
         grouped.setdefault(getattr(entry, by), []).append(entry)
     return list(grouped.values())
@@ -172,14 +170,13 @@ def groups(all_entries: Sequence[Entry], by: str) -> list[list[Entry]]:
 def merged(group: Sequence[Entry]) -> Report:
     """Return one report of these entries alone, each under the name of its own run with its report's letter."""
     first = group[0].source.report
-    names = {row.suite for row in group[0].accuracy}
     rows: dict[str, Any] = {name: () for name, value in first if isinstance(value, tuple)}
-    rows["suites"] = tuple(row for row in first.suites if row.suite in names)
+    rows["suites"] = tuple(row for row in first.suites if row.suite in group[0].accuracy)
     for entry in group:
-        own = {"run": entry.run}
+        own, report = {"run": entry.run}, entry.source.report
         rows["summary"] += (entry.summary.model_copy(update=own | {"same_as": None}),)
-        rows["latency"] += (entry.latency.model_copy(update=own),)
-        rows["accuracy"] += tuple(row.model_copy(update=own) for row in entry.accuracy)
+        rows["latency"] += (report.time(entry.summary).model_copy(update=own),)
+        rows["accuracy"] += tuple(row.model_copy(update=own) for row in entry.accuracy.values())
     return first.model_copy(update=rows)
 
 
@@ -191,35 +188,34 @@ def reference(group: Sequence[Entry]) -> Entry:
 
 def against(entry: Entry, other: Entry) -> Difference:
     """Return accuracy of `entry` minus that of `other` on the unseen domains (else on all suites), paired."""
-    rows = [row for row in entry.accuracy if row.suite.startswith("ood:")] or list(entry.accuracy)
-    pairs = []
-    for row in rows:
-        labels = entry.source.raw.labels(row.run, row.suite)
-        first = entry.source.raw.logits(*row.who, row.suite)
-        second = other.source.raw.logits(*other.summary.who, row.suite)
-        pairs.append((metrics.correct(first, labels), metrics.correct(second, labels)))
-    return difference(pairs)
+
+    def correct(one: Entry, suite: str) -> NDArray[np.bool_]:
+        raw, who = one.source.raw, one.summary.who
+        return metrics.correct(raw.logits(*who, suite), raw.labels(who[0], suite))
+
+    suites = entry.outside or list(entry.accuracy)
+    return difference([(correct(entry, suite), correct(other, suite)) for suite in suites])
 
 
 def differences(sources: Sequence[Source], all_entries: Sequence[Entry]) -> Iterator[str]:
     """Yield what keeps these reports from being compared in full, one sentence each."""
     contents: dict[str, dict[str, dict[str, None]]] = {}
     for entry in all_entries:
-        for row, (suite, content) in zip(entry.accuracy, entry.images, strict=True):
-            who = f"{entry.source.letter or entry.summary.run} (n = {row.n:,})"
+        for suite, content in entry.images:
+            who = f"{entry.source.letter or entry.summary.run} (n = {entry.accuracy[suite].n:,})"
             contents.setdefault(suite, {}).setdefault(content, {})[who] = None
     for suite, users_of in contents.items():
         if len(users_of) > 1:
             parts = " and ".join(", ".join(users) for users in users_of.values())
             yield f"{suite} is not the same images in {parts}: their accuracies are in separate tables."
-    only = [suite for suite in contents if any(suite not in dict(e.images) for e in all_entries)]
+    only = [suite for suite in contents if any(suite not in one.accuracy for one in all_entries)]
     if only:
         yield f"Not everyone was measured on {', '.join(only)}: means over other suites are not compared."
-    machines: dict[tuple[str, ...], list[str]] = {}
+    machines: dict[str, list[str]] = {}
     for source in sources:
         machines.setdefault(source.machine, []).append(source.letter or source.name)
     if len(machines) > 1:
-        kinds = (f"{', '.join(users)}: {', '.join(key)}" for key, users in machines.items())
+        kinds = (f"{', '.join(users)}: {key}" for key, users in machines.items())
         yield f"Machines or protocols differ, so latencies are in separate tables. {'; '.join(kinds)}."
     versions = [source.report.environment["versions"] for source in sources]
     for package in dict.fromkeys(name for one in versions for name in one):
@@ -235,38 +231,24 @@ def differences(sources: Sequence[Source], all_entries: Sequence[Entry]) -> Iter
 
 
 @dataclass(frozen=True)
-class Line:
-    """One suite's line, and how much of the spread of log-odds it explains (1: all of it)."""
-
-    suite: str
-    slope: float
-    intercept: float
-    r2: float
-
-    def predicted(self, inside: AccuracyRow) -> float:
-        """Return the accuracy 0–1 out of domain that goes with this row in domain."""
-        odds = self.slope * float(log_odds(inside.top1, inside.n)) + self.intercept
-        return float(1 / (1 + np.exp(-odds)))
-
-
-@dataclass(frozen=True)
 class Robustness:
     """Effective robustness of a group of entries.
 
     Attributes:
+        lines: suite → slope and intercept of its line, and R², the share of the spread of log-odds that it explains.
         models: names of the entries whose accuracies the lines go through.
         beyond: for each entry of the group, suite → accuracy minus the line's prediction, 0–1.
     """
 
-    lines: tuple[Line, ...]
+    lines: dict[str, tuple[float, float, float]]
     models: tuple[str, ...]
     beyond: tuple[dict[str, float], ...]
 
 
-def log_odds(accuracy: float, n: int) -> NDArray[np.float64]:
-    """Return the log-odds of an accuracy on n images; none or all right counts as half an image more or less."""
-    inside = np.clip(accuracy, 0.5 / n, 1 - 0.5 / n)
-    return np.asarray(np.log(inside / (1 - inside)))
+def log_odds(row: AccuracyRow) -> float:
+    """Return the log-odds of top-1; none or all right counts as half an image more or less."""
+    inside = np.clip(row.top1, 0.5 / row.n, 1 - 0.5 / row.n)
+    return float(np.log(inside / (1 - inside)))
 
 
 def effective_robustness(group: Sequence[Entry]) -> Robustness | str:
@@ -275,38 +257,31 @@ def effective_robustness(group: Sequence[Entry]) -> Robustness | str:
     The lines go through one entry for each student: the torch student, or an exported file where that was not
     measured. Teachers learned from other data, so they are compared with the line and do not shape it.
     """
-    suites = [row.suite for row in group[0].accuracy if row.suite.startswith("ood:")]
+    suites = group[0].outside
     students: dict[tuple[str, str], Entry] = {}
     for kind in ("torch", "artifact"):
         for entry in group:
             if entry.summary.kind == kind:
                 students.setdefault((entry.source.letter, entry.summary.run), entry)
-    if not suites or any("id" not in {row.suite for row in entry.accuracy} for entry in group):
+    fitted = list(students.values())
+    if not suites or any("id" not in entry.accuracy for entry in group):
         return "these images are not both in and out of domain"
-    if len(students) < _LEAST:
-        return f"it takes {_LEAST} students on the same images for a line, and there are {len(students)}"
-    if len({_row(entry, "id").top1 for entry in students.values()}) < 2:
+    if len(fitted) < _LEAST:
+        return (
+            f"it takes {_LEAST} students on the same images for a line, and there are {len(fitted)}"
+        )
+    if len({entry.accuracy["id"].top1 for entry in fitted}) < 2:
         return "all students are equally accurate in domain, so no line can be drawn"
-    lines = tuple(_line(suite, list(students.values())) for suite in suites)
-    beyond = tuple(
-        {one.suite: _row(entry, one.suite).top1 - one.predicted(_row(entry, "id")) for one in lines}
-        for entry in group
-    )
-    return Robustness(lines, tuple(entry.name for entry in students.values()), beyond)
-
-
-def _row(entry: Entry, suite: str) -> AccuracyRow:
-    return next(row for row in entry.accuracy if row.suite == suite)
-
-
-def _line(suite: str, fitted: Sequence[Entry]) -> Line:
-    x, y = (
-        np.asarray([log_odds(row.top1, row.n) for row in (_row(one, name) for one in fitted)])
-        for name in ("id", suite)
-    )
-    slope, intercept = np.polyfit(x, y, 1)
-    left, spread = np.square(y - slope * x - intercept).sum(), np.square(y - y.mean()).sum()
-    return Line(suite, slope, intercept, float(1 - left / spread) if spread > 0 else 1.0)
+    lines, beyond = {}, tuple[dict[str, float], ...]({} for _ in group)
+    for suite in suites:
+        x, y = (np.array([log_odds(one.accuracy[s]) for one in fitted]) for s in ("id", suite))
+        slope, intercept = np.polyfit(x, y, 1)
+        left, spread = np.square(y - slope * x - intercept).sum(), np.square(y - y.mean()).sum()
+        lines[suite] = slope, intercept, float(1 - left / spread) if spread > 0 else 1.0
+        for entry, own in zip(group, beyond, strict=True):
+            odds = slope * log_odds(entry.accuracy["id"]) + intercept
+            own[suite] = entry.accuracy[suite].top1 - float(1 / (1 + np.exp(-odds)))
+    return Robustness(lines, tuple(entry.name for entry in fitted), beyond)
 
 
 def comparison(sources: Sequence[Source]) -> Document:
@@ -332,7 +307,7 @@ def _reports(sources: Sequence[Source]) -> Item:
         facts = ([run[key] for key in keys if key in run] for run in report.context.get("runs", ()))
         return "; ".join(map(words, facts)) or "–"
 
-    cells: list[Cells] = [
+    cells = [
         {
             "report": source.name,
             "measured, UTC": source.report.created[:16].replace("T", " "),
@@ -349,7 +324,7 @@ def _reports(sources: Sequence[Source]) -> Item:
 def _accuracy(group: Sequence[Entry]) -> Iterator[Item]:
     """Yield what entries with the same images have in common: table, differences, bars, effective robustness."""
     report = merged(group)
-    images = ", ".join(f"{row.suite} n = {row.n:,}" for row in group[0].accuracy)
+    images = ", ".join(f"{suite} n = {row.n:,}" for suite, row in group[0].accuracy.items())
     yield Text(f"On the same images: {images}.")
     yield results(report, timed=False)
     yield _changes(group, reference(group))
@@ -361,9 +336,8 @@ def _accuracy(group: Sequence[Entry]) -> Iterator[Item]:
 
 def _changes(group: Sequence[Entry], base: Entry) -> Item:
     """Return the difference of every other entry to the base entry."""
-    where = "OOD" if any(row.suite.startswith("ood:") for row in base.accuracy) else "ID"
-    show = Metric("", "points").show
-    cells: list[Cells] = [
+    where, show = "OOD" if base.outside else "ID", Metric("", "points").show
+    cells = [
         {"subject": entry.name, f"{where} difference, points": show(against(entry, base))}
         for entry in group
         if entry is not base
@@ -378,15 +352,15 @@ def _robustness(group: Sequence[Entry]) -> Item:
     if isinstance(result, str):
         return Text(f"Effective robustness cannot be computed: {result}.", tone="quiet")
     lines = "; ".join(
-        f"{line.suite}: logit(OOD) = {line.slope:.2f} · logit(ID) {line.intercept:+.2f}, R² {line.r2:.2f}"
-        for line in result.lines
+        f"{suite}: logit(OOD) = {slope:.2f} · logit(ID) {intercept:+.2f}, R² {r2:.2f}"
+        for suite, (slope, intercept, r2) in result.lines.items()
     )
     note = (
         f"Accuracy beyond the line through {len(result.models)} students ({', '.join(result.models)}) between the "
         f"log-odds of accuracy in and out of domain (Taori et al. 2020). {lines}. Through so few models a line is "
         "rough: it has no interval, and the students that shape it lie near it."
     )
-    cells: list[Cells] = []
+    cells = []
     for entry, beyond in zip(group, result.beyond, strict=True):
         mean = {"mean": points(sum(beyond.values()) / len(beyond))} if len(beyond) > 1 else {}
         cells.append({"subject": entry.name} | {k: points(v) for k, v in beyond.items()} | mean)
@@ -394,7 +368,7 @@ def _robustness(group: Sequence[Entry]) -> Item:
 
 
 def _latency(group: Sequence[Entry]) -> Iterator[Item]:
-    yield Text(f"On {', '.join(group[0].machine)}.")
+    yield Text(f"On {group[0].machine}.")
     of_subject = {(entry.run, entry.summary.subject): entry for entry in group}
     report = merged(group)
     files = [point for point in points_of(report) if point.summary.kind == "artifact"]

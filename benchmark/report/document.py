@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from edgekd.benchmark.evaluate.metrics import Reliability, reliability
 from edgekd.benchmark.report import charts, provenance, tables
-from edgekd.benchmark.report.answers import answers, findings, verdict
 from edgekd.benchmark.report.charts import Point
+from edgekd.benchmark.report.elements import Document, Figure, Item, Text, section
 from edgekd.benchmark.report.failures import failure_items
-from edgekd.benchmark.report.recommend import recommendation_items
-from edgekd.benchmark.report.sections import Document, Figure, Item, Text, section
+from edgekd.benchmark.report.recommend import files_table, verdict
+from edgekd.benchmark.report.summary import answers
 from edgekd.benchmark.results.metric import ms, percent
 from edgekd.benchmark.results.rows import SummaryRow
 from edgekd.benchmark.results.schema import Report
@@ -52,14 +51,11 @@ def document(
     latency = [*latency_items(report, points, raw.samples if raw else None)]
     if not any(row.energy for row in report.latency):
         latency.append(Text("Energy: n/a, no sensor was declared (--energy).", tone="quiet"))
-    # The console has the recommendation at the very end.
-    choice = (replace(item, console=False) for item in recommendation_items(report))
     sections = (
         section("answers", "Answers", answers(report), tone=verdict(report)[0]),
         section("gates", "Gates", _gates(report)),
-        section("choice", "Which file to ship", choice),
+        section("choice", "Which file to ship", [files_table(report)]),
         section("results", "Results", _results(report)),
-        section("files", "Each file", findings(report)),
         section("suites", "Suite by suite", suite_items(report)),
         section("failures", "Where it fails", failure_items(raw, examples) if raw else ()),
         section("calibration", "Calibration", _calibration(report, points, raw)),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.benchmark.evaluate import metrics
-from edgekd.benchmark.report.sections import Cell, Cells, Gallery, Item, Picture, Table, table
+from edgekd.benchmark.report.elements import Cell, Cells, Gallery, Item, Picture, Table, table
 from edgekd.benchmark.results.metric import percent
 from edgekd.benchmark.results.rows import AccuracyRow
 from edgekd.benchmark.results.schema import Report

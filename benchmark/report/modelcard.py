@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
+from markupsafe import Markup
 
 from edgekd.benchmark.report import provenance, tables
-from edgekd.benchmark.report.answers import answers, resizes_inside, takes_floats
-from edgekd.benchmark.report.render import escape, markdown_sections, squeezed, templates
-from edgekd.benchmark.report.sections import Item, Text, facts, printable, section, table
+from edgekd.benchmark.report.elements import Item, Section, Text, facts, printable, section, table
+from edgekd.benchmark.report.render import markdown_sections, squeezed, templates
+from edgekd.benchmark.report.summary import answers, resizes_inside, takes_floats
 from edgekd.benchmark.results.metric import Metric, metrics_of, percent
 from edgekd.benchmark.results.rows import AccuracyRow, LatencyRow, SummaryRow
 from edgekd.benchmark.results.schema import Report, of
@@ -32,15 +33,21 @@ def model_card(report: Report) -> str:
         section("calibration", "Calibration", tables.calibration(report)),
         section("latency", "Latency", _latency(report)),
     )
-    after = (
-        section("limits", "Limits", _limits(report)),
-        section("training", "Training", settings),
-    )
+    training = section("training", "Training", settings)
     definitions = section("method", "How each number is measured", provenance.definitions())
-    lines = [_front(report), f"# {escape(run)}", "", escape(_about(report, own)), ""]
-    lines += [*markdown_sections(before), *_use(report), *markdown_sections(after), *_files(report)]
-    lines += [*markdown_sections([definitions]), ""]
-    return squeezed([*lines, f"From `report.json`, measured {report.created[:10]} with edgekd."])
+    students = {row.who for row in report.summary if row.kind != "teacher"}
+    accuracies = [row for row in report.accuracy if row.who in students]
+    card = templates().get_template("MODEL_CARD.md.jinja").render(
+        front=Markup(_front(report)), run=run, facts=own, report=report, percent=percent, use=_use(report),
+        before=_markdown(*before), training=_markdown(training), definitions=_markdown(definitions),
+        worst=min(accuracies, key=lambda row: row.top1, default=None),
+        unknowns=[row for one in report.exported for row in of(report.unknowns, one)],
+    )  # fmt: skip
+    return squeezed(card.splitlines())
+
+
+def _markdown(*sections: Section) -> Markup:
+    return Markup("\n".join(markdown_sections(sections)))
 
 
 def _of_run(report: Report, run: str) -> Report:
@@ -113,17 +120,6 @@ def _index(report: Report, row: SummaryRow) -> Iterator[dict[str, Any]]:
         }
 
 
-def _about(report: Report, run: dict[str, Any]) -> str:
-    kinds = ", ".join(row.subject for row in report.exported) or "no exported file yet"
-    files = f"Exported files measured here: {kinds}."
-    if not run:
-        return files
-    return (
-        f"A {run.get('student', '')} image classifier, trained with the recipe {run.get('recipe', 'unknown')} from "
-        f"the teacher {run.get('teacher', 'unknown')} on {run.get('data', 'unknown data')}. {files}"
-    )
-
-
 def _results(report: Report) -> Iterator[Item]:
     yield from answers(report)
     yield tables.gates(report.gates)
@@ -139,63 +135,15 @@ def _latency(report: Report) -> Iterator[Item]:
         yield Text(tables.MARKED)
 
 
-def _use(report: Report) -> list[str]:
-    """Return an example that runs the first ONNX file, one that takes pixels where there is one."""
+def _use(report: Report) -> dict[str, Any] | None:
+    """Return input and code of an example that runs the first ONNX file, one that takes pixels where there is one."""
     onnx = [one for one in report.context["artifacts"] if one["format"] == "onnx"]
     if not onnx:
-        return []
+        return None
     one = next((one for one in onnx if not takes_floats(one)), onnx[0])
     row = next(row for row in report.exported if row.who == (one["run"], one["name"]))
     pixels = report.protocol["preprocess"][row.preprocess]
-    size, floats = pixels["size"], takes_floats(one)
-    shape = f"RGB uint8, `[batch, {size}, {size}, 3]`; normalisation is inside"
-    inside = resizes_inside(one)
-    if inside:
-        shape = "RGB uint8, `[batch, height, width, 3]` of any size; resizing and normalisation are inside"
-    if floats:
-        shape = f"RGB float32, `[batch, 3, {size}, {size}]`, normalised"
     name, file = (repr(printable(text)) for text in (one["name"], f"/{next(iter(one['files']))}"))
-    example = templates().get_template("use.py.jinja")
-    code = example.render(name=name, file=file, p=pixels, floats=floats, resizes=inside)
-    text = f"Input: {shape}. Output: logits, in the order of `classes` in `artifact.json`."
-    return ["## Use", "", text, "", "```python", code, "```", ""]
-
-
-def _limits(report: Report) -> Iterator[Text]:
-    students = {row.who for row in report.summary if row.kind != "teacher"}
-    own = [row for row in report.accuracy if row.who in students]
-    if own:
-        worst = min(own, key=lambda row: row.top1)
-        yield Text(
-            f"{percent(worst.top1)} % ({worst.subject} on {worst.suite}, worst class {worst.worst_class} at "
-            f"{percent(worst.worst_class_recall)} %).",
-            "Lowest accuracy measured",
-        )
-    yield from (Text(note, "Note") for note in report.notes)
-    closed = "it predicts one of its classes for every image, whatever the image shows."
-    yield Text(closed, "Closed set")
-    for row in (row for one in report.exported for row in of(report.unknowns, one)):
-        yield Text(
-            f"on images of none of its classes ({row.suite}, n = {row.n:,}) {row.subject} is "
-            f"{percent(row.confidence)} % confident on average, on known ones {percent(row.confidence_inside)} %; "
-            f"AUROC {percent(row.msp.auroc)} % (50 is chance).",
-            "Unknown images",
-        )
-    transfer = "latencies hold for the machine named above, accuracies for these images."
-    yield Text(transfer, "Transfer")
-    yield Text(
-        "it follows from those of the teacher, of the student's first weights and of the training images, which "
-        "are not recorded here.",
-        "Licence",
-    )
-
-
-def _files(report: Report) -> list[str]:
-    lines = [
-        f"- {escape(one['name'])}: "
-        + ", ".join(f"{escape(name)} sha256 `{value}`" for name, value in one["files"].items())
-        + f"; same class as the torch student on {percent(one['parity']['top1_agreement'])} % of "
-        f"{one['parity']['n']} images at export."
-        for one in report.context["artifacts"]
-    ]
-    return ["## Files", "", *lines, ""] if lines else []
+    given = {"p": pixels, "floats": takes_floats(one), "resizes": resizes_inside(one)}
+    code = templates().get_template("use.py.jinja").render(given, name=name, file=file)
+    return given | {"code": Markup(code)}

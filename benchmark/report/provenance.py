@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from edgekd.benchmark.report.sections import Cell, Cells, Item, Table, Text, facts, table, words
+from edgekd.benchmark.report.elements import Cell, Cells, Item, Table, Text, facts, table, words
 from edgekd.benchmark.report.tables import mark
 from edgekd.benchmark.results import rows, schema
 from edgekd.benchmark.results.metric import NONE, metrics_of, percent

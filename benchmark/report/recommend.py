@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from edgekd.benchmark.report.render import print_document
-from edgekd.benchmark.report.sections import (
+from edgekd.benchmark.report.elements import (
     Cell,
     Cells,
     Document,
@@ -20,6 +20,7 @@ from edgekd.benchmark.report.sections import (
     shown,
     table,
 )
+from edgekd.benchmark.report.render import print_document
 from edgekd.benchmark.results.metric import percent
 from edgekd.benchmark.results.rows import SummaryRow
 from edgekd.benchmark.results.schema import GateRow, Report
@@ -54,7 +55,7 @@ def recommend(report: Report) -> Recommendation | None:
         nearest = min(files, key=lambda row: max(map(_excess, _failed(report, row))))
         return Recommendation(nearest, False, _missed(report, nearest))
     best = max(passing, key=lambda row: (accuracy(row), -report.time(row).p50_ms))
-    name = report.label(best)
+    name = file_name(report, best)
     for row in sorted(passing, key=lambda row: report.time(row).p50_ms):
         cost, speed = row.quant_cost_ood or row.quant_cost_id, report.speed_of(row, best)
         if row.run != best.run or cost is None or cost.ci95[0] > 0 or speed is None:
@@ -72,10 +73,9 @@ def recommend(report: Report) -> Recommendation | None:
     return Recommendation(best, True, only if len(passing) == 1 else most)
 
 
-def choice(report: Report) -> SummaryRow | None:
-    """Return the file to ship; None where no file passes every gate, or none was measured."""
-    best = recommend(report)
-    return best.file if best is not None and best.passes else None
+def file_name(report: Report, row: SummaryRow) -> str:
+    """Return an exported file's name for sentences, with its run before it where the report has several runs."""
+    return f"{row.run}/{row.subject}" if len(report.runs) > 1 else row.subject
 
 
 def accuracy(row: SummaryRow) -> float:
@@ -99,33 +99,48 @@ def pareto(report: Report) -> list[SummaryRow]:
     return [row for row in report.exported if not is_beaten(point(row))]
 
 
-def recommendation_items(report: Report) -> list[Text | Table]:
-    """Return the sentence and the table of all exported files: the one to ship, the Pareto front, the others."""
-    best = recommend(report)
+def verdict(report: Report) -> tuple[Literal["passed", "failed", "none"], str]:
+    """Return the state of the gates, and a headline."""
+    total, failed = len(report.gates), sum(not gate.passed for gate in report.gates)
+    noun = "gate" if total == 1 else "gates"
+    if not total:
+        return "none", "No gates were set"
+    if failed:
+        return "failed", f"{failed} of {total} {noun} failed"
+    return "passed", f"{'All ' if total > 1 else ''}{total} {noun} passed"
+
+
+def ship(report: Report) -> Text:
+    """Return whether to ship a file, which one, and why."""
+    state, headline = verdict(report)
+    best, quick = recommend(report), " (quick protocol, indicative only)" if report.quick else ""
     if best is None:
-        return [Text("nothing to ship: no exported file was measured.", "Ship", console=True)]
-    name = report.label(best.file)
-    if best.passes:
-        label = "Ship this one" if report.gates else "First candidate, without gates"
-        text = Text(f"{name}, because {best.because}.", label, "good", console=True)
+        return Text("nothing to ship: no exported file was measured.", "Ship", console=True)
+    name, tone = file_name(report, best.file), ""
+    if not best.passes:
+        body, tone = f"no. {headline}. The nearest is {name}: {best.because}.", "bad"
+    elif state == "none":
+        why = f"{name}{quick}, because {best.because}"
+        body = f"undecided: no gates were set. First candidate: {why}."
     else:
-        body = f"no file passes every gate. The nearest is {name}: {best.because}."
-        text = Text(body, "Ship", "bad", console=True)
-    return [text, _table(report, best)]
+        body, tone = f"yes, {name}: it passes every gate{quick}, and {best.because}.", "good"
+    return Text(body, "Ship", tone, console=True)
 
 
-def _table(report: Report, best: Recommendation) -> Table:
+def files_table(report: Report) -> Table:
+    """Return the exported files: the one to ship, the Pareto front, the others."""
     front, several = pareto(report), len({row.device for row in report.exported_latency}) > 1
+    best = recommend(report)
 
     def outcome(row: SummaryRow) -> Cell:
         failed = ", ".join(gate.metric for gate in _failed(report, row))
         return Cell(f"missed: {failed}", "bad") if failed else Cell("passed", "good")
 
     def rank(row: SummaryRow) -> tuple[bool, bool, float]:
-        return row is not best.file, row not in front, report.time(row).p50_ms
+        return best is None or row is not best.file, row not in front, report.time(row).p50_ms
 
     cells: list[Cells] = [
-        {"file": report.label(row), "Pareto": "yes" if row in front else ""}
+        {"file": file_name(report, row), "Pareto": "yes" if row in front else ""}
         | shown(row, "id ood_avg adapted_avg")
         | shown(report.time(row), "p50_ms p90_ms")
         | shown(row, "size_mb")
@@ -134,20 +149,14 @@ def _table(report: Report, best: Recommendation) -> Table:
         for row in sorted(report.exported, key=rank)
     ]
     note = "Pareto: no other file is at least as accurate, as fast and as small, and better in one of them."
-    return table("Files to choose from", cells, note=note, console=True)
+    return table("Files to choose from", cells, note=note)
 
 
-def print_recommendation(
-    report: Report, left_out: Iterable[tuple[str, str]] = (), *, files: bool = True
-) -> None:
-    """Print the recommendation, the files to choose from, and what was not measured and why, on standard output.
-
-    Args:
-        files: False where a table with their numbers has just been printed.
-    """
-    items = recommendation_items(report)
-    notes = [Text(why, f"left out: {what}", console=True) for what, why in left_out]
-    section = Section("choice", "", (*(items if files else items[:1]), *notes))
+def print_choice(report: Report, left_out: Iterable[tuple[str, str]]) -> None:
+    """Print which file to ship, the files to choose from, and what was not measured and why, on standard output."""
+    files = replace(files_table(report), console=True)
+    notes = (Text(why, f"left out: {what}", console=True) for what, why in left_out)
+    section = Section("choice", "", (ship(report), files, *notes))
     print_document(Document("recommendation", "Which file to ship", "", (section,)))
 
 
@@ -160,7 +169,7 @@ def check_recommendation(report: Report) -> None:
     best = recommend(report)
     if best is not None and not best.passes:
         raise GateFailed(
-            f"No file meets the budget. The nearest is {report.label(best.file)}: {_missed(report, best.file)}.",
+            f"No file meets the budget. The nearest is {file_name(report, best.file)}: {_missed(report, best.file)}.",
             "Raise a limit, train a smaller student, or allow INT8 fewer layers: --max-drop-ood.",
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.benchmark.report import charts
-from edgekd.benchmark.report.sections import (
+from edgekd.benchmark.report.elements import (
     Document,
     Figure,
     Item,
@@ -131,7 +131,7 @@ def templates() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
     from markupsafe import Markup
 
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
@@ -139,6 +139,8 @@ def templates() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else printable(value),
     )
+    environment.filters["md"] = escape
+    return environment
 
 
 def html(document: Document) -> str:

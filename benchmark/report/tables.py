@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from edgekd.benchmark.report.sections import Cell, Cells, Table, shown, table
+from edgekd.benchmark.report.elements import Cell, Cells, Table, shown, table
 from edgekd.benchmark.results.metric import metrics_of, ms, percent, points
 from edgekd.benchmark.results.rows import AccuracyRow, Calibration, LatencyRow, Row, SummaryRow
 from edgekd.benchmark.results.schema import Comparison, GateRow, Report

@@ -39,7 +39,7 @@ _NO_OOD = "no unseen domain was measured"
 _NO_ID = "no in-domain images were measured"
 _NO_TORCH = "the torch student was not measured on such images"
 _NO_VAL = "there were no ID validation images to fit a temperature on"
-_NO_COUNT = "its graph is of another kind, or this torch version counts known layers wrongly"
+_NO_COUNT = "its graph is of another kind"
 _HENDRYCKS = "Hendrycks & Dietterich 2019"
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edgekd.configs.train import TrainConfig
 from edgekd.data.image_set import load_images
-from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.load_run import load_run
 from edgekd.distill.classification.predict import predict_all, student_predict
 from edgekd.distill.progress import Progress
 from edgekd.distill.train import train

@@ -18,7 +18,7 @@ from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
 from edgekd.data.subsets import class_places
 from edgekd.distill.classification.checks import check_recipe
-from edgekd.distill.classification.load import continue_from
+from edgekd.distill.classification.load_run import continue_from
 from edgekd.distill.classification.task import Classification
 from edgekd.distill.classification.text_targets import (
     centre_projector,

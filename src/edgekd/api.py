@@ -138,7 +138,7 @@ class Chosen:
     report: Report
     artifacts: list[Artifact]
     """Those that were measured, the recommended one last."""
-    left_out: tuple[tuple[str, str], ...]
+    left_out: list[tuple[str, str]]
     """Name of a target or file, and why it was not measured."""
 
 
@@ -146,21 +146,22 @@ def _choose(config: ExportConfig) -> Chosen:
     from edgekd.benchmark.gates import parse_gates
     from edgekd.benchmark.report.recommend import recommend
     from edgekd.core.manifest import read_artifact
-    from edgekd.evaluation.candidates import make_candidates
+    from edgekd.evaluation.auto_target import make_candidates
 
-    tried = make_candidates(config, parse_gates(config.budget))
+    parse_gates(config.budget)  # a mistake in it should not cost an export
+    folders, left_out = make_candidates(config)
     report = _measure(
         BenchmarkConfig(
-            paths=tried.folders, data=config.data, gates=config.budget, quick=True,
+            paths=tuple(folders), data=config.data, gates=config.budget, quick=True,
             device=() if config.device is None else (config.device,),
         )
     )  # fmt: skip
     best = recommend(report)
     assert best is not None
-    artifacts = [read_artifact(folder, check_hashes=False) for folder in tried.folders]
+    artifacts = [read_artifact(folder, check_hashes=False) for folder in folders]
     name = best.file.subject.partition("@")[0]  # of a device: NAME@DEVICE
     artifacts.sort(key=lambda artifact: artifact.name == name)
-    return Chosen(report, artifacts, tried.left_out)
+    return Chosen(report, artifacts, left_out)
 
 
 @verb(VerifyConfig)

@@ -19,8 +19,8 @@ from benchmark_fakes import (
 from PIL import Image
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.evaluate.metrics import log_softmax
+from edgekd.benchmark.evaluate.predictions import predict_suite
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.data.images import UnreadableImage

@@ -11,7 +11,6 @@ from benchmark_fakes import four_subjects, paint_images
 
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.compare import compare, speed_rows
-from edgekd.benchmark.report.answers import fastest
 from edgekd.benchmark.report.tables import comparison
 from edgekd.benchmark.results.schema import Report, load_of
 from edgekd.benchmark.subjects import Suite
@@ -173,22 +172,6 @@ def test_an_interval_covers_what_processes_differ_by() -> None:
     [pair] = speed_rows([row("a", p50_ms=3.0), row("b")], parts, environment)
     assert pair.ci95 == (1.0, 3.0)
     assert "includes 1" in str(pair.withheld)
-
-
-def test_the_fastest_runtime_is_named_with_what_the_next_takes() -> None:
-    ort, int8 = row("ort-fp32", "ORT", 1.5), row("ov-int8", "OpenVINO", 1.0)
-    [said] = fastest(report(ort, int8, row("ov-fp32", "OpenVINO", 1.0)))
-    assert (
-        "the fastest file here is ov-int8 (OpenVINO; p50 1.00 ms, not distinguished from ov-fp32)"
-        in said
-    )
-    assert (
-        "ort-fp32, the best of another runtime, takes 1.50 times as long as it (95 % CI 1.50–1.50)"
-        in said
-    )
-    [said] = fastest(report(ort, row("ov-int8", "OpenVINO", 1.0, cv=0.9)))
-    assert "times" not in said
-    assert "variation 0.90" in said
 
 
 def test_shares_of_the_processor_by_hand(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from benchmark_fakes import four_measured
 from huggingface_hub import ModelCard
 from test_page import ARTIFACT, FACTS
 
-from edgekd.benchmark.report.answers import notes
 from edgekd.benchmark.report.modelcard import model_card
+from edgekd.benchmark.report.summary import notes
 from edgekd.benchmark.results.storage import read_report
 
 

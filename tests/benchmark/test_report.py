@@ -23,11 +23,11 @@ from benchmark_fakes import (
 )
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.evaluate.scores import computed
+from edgekd.benchmark.evaluate.accuracy import computed
 from edgekd.benchmark.gates import parse_gates
-from edgekd.benchmark.report.answers import answers
-from edgekd.benchmark.report.recommend import choice
-from edgekd.benchmark.report.sections import shown, table
+from edgekd.benchmark.report.elements import shown, table
+from edgekd.benchmark.report.recommend import recommend
+from edgekd.benchmark.report.summary import answers
 from edgekd.benchmark.report.tables import results
 from edgekd.benchmark.report.write import print_report
 from edgekd.benchmark.rescore import rescore
@@ -366,15 +366,13 @@ def test_the_file_to_ship(pair: Report) -> None:
             row.model_copy(update=changes) if row.precision == "int8" else row
             for row in pair.summary
         )
-        found = choice(pair.model_copy(update={"summary": rows, "gates": ()}))
-        return None if found is None else f"{found.run}/{found.subject}"
+        found = recommend(pair.model_copy(update={"summary": rows, "gates": ()}))
+        return None if found is None else f"{found.file.run}/{found.file.subject}"
 
     lossy = Difference(value=0.1, ci95=(0.05, 0.15), mcnemar_p=0.001)
     assert pick() == "mine/onnxruntime-int8"  # as fast as twice, its loss is not shown
     assert pick(quant_cost_ood=lossy, ood_avg=0.5) == "mine/onnxruntime-fp32"
-    assert choice(pair.model_copy(update={"summary": pair.summary[:2]})) is None
-    failed = tuple(gate.model_copy(update={"passed": False}) for gate in pair.gates)
-    assert choice(pair.model_copy(update={"gates": failed})) is None
+    assert recommend(pair.model_copy(update={"summary": pair.summary[:2]})) is None
 
 
 def test_values_are_percent_and_differences_signed_points() -> None:

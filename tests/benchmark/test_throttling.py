@@ -14,7 +14,7 @@ from PIL import Image
 from edgekd.benchmark.measure import local
 from edgekd.benchmark.measure.local import measure_artifacts
 from edgekd.benchmark.measure.timings import energy_row
-from edgekd.benchmark.report.answers import throttle_notes
+from edgekd.benchmark.report.summary import throttle_notes
 from edgekd.core import machine
 from edgekd.core.errors import EdgekdError
 from edgekd.targets.agent import steps

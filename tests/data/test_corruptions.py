@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from edgekd.benchmark.evaluate.scores import ALEXNET_ERRORS, mean_corruption_error
+from edgekd.benchmark.evaluate.accuracy import ALEXNET_ERRORS, mean_corruption_error
 from edgekd.data import corruptions as c
 
 

@@ -37,7 +37,7 @@ def test_pictures_at_every_depth_are_found_and_have_no_class(tmp_path: Path) -> 
 
 
 def test_what_is_no_image_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(EdgekdError, match="There is no folder of images at"):
+    with pytest.raises(EdgekdError, match="There is no data at"):
         load_unlabelled(tmp_path / "nowhere")
     (tmp_path / "clip.mp4").write_text("")
     with pytest.raises(EdgekdError, match=r"holds no image \(1 × file ending \.mp4\)"):

@@ -16,12 +16,12 @@ from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import load_images
 from edgekd.data.split import make_split, read_stored_split
-from edgekd.distill.classification.load import continue_from, load_run
+from edgekd.distill.classification.load_run import continue_from, load_run
 from edgekd.distill.classification.plan import settle, split_after
 from edgekd.distill.models.students import make_student
 from edgekd.distill.models.teachers import load_teacher
 from edgekd.distill.train import train
-from edgekd.evaluation.trained import read_trained
+from edgekd.evaluation.trained_on import read_trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -25,7 +25,7 @@ import edgekd
 from edgekd.api import fetch
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.load_run import load_run
 from edgekd.distill.classification.plan import settle
 from edgekd.distill.classification.predict import teacher_predict
 from edgekd.distill.inputs.views import plain

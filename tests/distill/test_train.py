@@ -29,7 +29,7 @@ from edgekd.core.manifest import Run
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill import train as training
 from edgekd.distill.classification import text_targets
-from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.load_run import load_run
 from edgekd.distill.classification.plan import settle
 from edgekd.distill.classification.predict import domain_mean
 from edgekd.distill.classification.task import Classification
@@ -631,5 +631,5 @@ def test_distillation_for_names_without_labels(base: dict[str, Any], tmp_path: P
 def test_what_is_killed_and_goes_on_gives_the_same_files() -> None:
     """The short version of scripts/kill_test.py; docs/train.md has the figures of the long one."""
     script = Path(__file__).parents[2] / "scripts" / "kill_test.py"
-    words = [sys.executable, str(script), "--moments", "1", "--load", "1"]
+    words = [sys.executable, str(script), "--moments", "1"]
     subprocess.run(words, check=True, timeout=1800)

@@ -22,7 +22,7 @@ from edgekd.benchmark.evaluate.agreement import (
 )
 from edgekd.cli import main
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.load_run import load_run
 from edgekd.distill.models.teachers import ClipTeacher
 
 pytestmark = pytest.mark.usefixtures("graphs_once")

@@ -19,7 +19,7 @@ from study_data import (
 import edgekd
 from edgekd.configs.train import TrainConfig
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.load_run import load_run
 from edgekd.distill.classification.predict import predict_all, student_predict
 from edgekd.distill.classification.task import Classification
 from edgekd.distill.models.students import Student

@@ -22,8 +22,8 @@ from benchmark_fakes import (
 )
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.evaluate.logits import predict_suite
-from edgekd.benchmark.evaluate.scores import FIXED
+from edgekd.benchmark.evaluate.accuracy import FIXED
+from edgekd.benchmark.evaluate.predictions import predict_suite
 from edgekd.benchmark.rescore import rescore
 from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Suite

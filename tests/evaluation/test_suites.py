@@ -23,6 +23,7 @@ from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.sources.layouts import LAYOUTS, known_layout, unwrapped
 from edgekd.data.split import make_split
 from edgekd.data.unlabelled import load_unlabelled
+from edgekd.evaluation.class_names import spoken_as
 from edgekd.evaluation.gather import further_suites, parts_of
 from edgekd.evaluation.suites import (
     SuiteBuilder,
@@ -31,8 +32,7 @@ from edgekd.evaluation.suites import (
     lone_suites,
     named_folders,
 )
-from edgekd.evaluation.trained import Trained, all_trained, read_trained, suite_kind
-from edgekd.evaluation.vocabulary import spoken_as
+from edgekd.evaluation.trained_on import Trained, all_trained, read_trained, suite_kind
 
 ANIMALS = ("cat", "dog", "fish", "horse")
 PETS = ("cat", "dog")

@@ -18,7 +18,7 @@ from edgekd.benchmark.report.document import document
 from edgekd.benchmark.report.render import markdown
 from edgekd.benchmark.results.storage import read_report
 from edgekd.core.errors import EdgekdError
-from edgekd.evaluation.trained import Trained
+from edgekd.evaluation.trained_on import Trained
 from edgekd.evaluation.wilds import wilds_named, wilds_suites
 
 NAMES = ("empty", "deer", "cow")

@@ -88,6 +88,23 @@ def test_int8_file_is_int8_and_close(folders: dict[str, Path]) -> None:
     assert np.square(candidate - reference).mean() < 0.2 * reference.var(axis=0).mean()
 
 
+def test_a_signal_after_sessions_have_gone_is_handled(folders: dict[str, Path]) -> None:
+    """OpenVINO handles signals on a stack of its own, which must not be freed in the process's use."""
+    script = """
+import os, signal, sys
+from pathlib import Path
+from edgekd.targets.session import open_session
+first, second = (open_session(Path(p), threads=1, spinning=False) for p in sys.argv[1:])
+del first
+del second
+signal.signal(signal.SIGTERM, lambda number, frame: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    words = [sys.executable, "-c", script, folders["fp32"], folders["int8"]]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 def test_file_holds_its_own_metadata_and_no_paths(folders: dict[str, Path]) -> None:
     model = openvino.Core().read_model(folders["fp32"] / "model.xml")
     assert json.loads(model.get_rt_info(["edgekd", "classes"]).astype(str)) == ["a", "b", "c", "d"]

@@ -12,7 +12,7 @@ from benchmark_fakes import ONE_THREAD
 from device_fakes import BRIEF
 
 from edgekd.benchmark import device as devices
-from edgekd.benchmark.evaluate.logits import predict_suite
+from edgekd.benchmark.evaluate.predictions import predict_suite
 from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.data.image_set import load_images
 from edgekd.targets.session import open_session

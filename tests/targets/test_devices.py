@@ -28,7 +28,7 @@ from device_fakes import (
 
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.evaluate.logits import predict_suite
+from edgekd.benchmark.evaluate.predictions import predict_suite
 from edgekd.benchmark.measure.timings import throughput_rows
 from edgekd.benchmark.report import write
 from edgekd.benchmark.results.storage import read_report

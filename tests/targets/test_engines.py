@@ -14,7 +14,7 @@ from trt_fakes import plant, write_trt_bundle
 
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.evaluate.logits import predict_suite
+from edgekd.benchmark.evaluate.predictions import predict_suite
 from edgekd.benchmark.report import write
 from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Subject, Suite
@@ -27,7 +27,7 @@ from edgekd.targets.agent.job import Job, JobArtifact
 from edgekd.targets.agent.store import read_step
 from edgekd.targets.devices import drive
 from edgekd.targets.devices.payload import write_agent
-from edgekd.targets.trt import device as trt_device
+from edgekd.targets.trt import engine as trt_engine
 from edgekd.targets.trt.builders import Gpu
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -203,17 +203,17 @@ def test_real_tensorrt_rtx_builds_what_lies_in_the_folder(
 ) -> None:
     """NVIDIA's builder needs no GPU; only that there is one is made up, and nothing runs the engine."""
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    monkeypatch.setattr(trt_device, "find_gpu", lambda: Gpu("made up", "8.6"))
+    monkeypatch.setattr(trt_engine, "find_gpu", lambda: Gpu("made up", "8.6"))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     folder = write_trt_bundle(tmp_path / "b")
     told: list[str] = []
     manifest = json.loads((folder / "artifact.json").read_text())
-    built = trt_device.ready_engine(manifest, folder, told.append)
+    built = trt_engine.ready_engine(manifest, folder, told.append)
     assert built is not None
     assert (built["builder"], built["version"]) == ("tensorrt-rtx", trt.__version__)
     assert built["sha256"] == sha256_file(folder / "device.engine")
     assert json.loads((folder / "device.engine.json").read_text()) == built
-    assert trt_device.ready_engine(manifest, folder, told.append) == built
+    assert trt_engine.ready_engine(manifest, folder, told.append) == built
     assert "was built here before" in told[-1]
     assert sorted(path.name for path in folder.iterdir()) == [
         "artifact.json", "device.engine", "device.engine.json", "model.onnx"
@@ -225,13 +225,13 @@ def test_an_engine_without_our_note_is_somebody_elses(
 ) -> None:
     """As build.sh leaves one in a bundle's folder: it is used, and not called ours."""
     monkeypatch.setattr(
-        trt_device, "check_tensorrt", lambda details: ("tensorrt", None, Gpu("Orin", "8.7"))
+        trt_engine, "check_tensorrt", lambda details: ("tensorrt", None, Gpu("Orin", "8.7"))
     )
     folder = write_trt_bundle(tmp_path / "b")
     (folder / "device.engine").write_text("plan")
     told: list[str] = []
     assert (
-        trt_device.ready_engine(
+        trt_engine.ready_engine(
             json.loads((folder / "artifact.json").read_text()), folder, told.append
         )
         is None

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize, softmax
 
 from edgekd.core.errors import EdgekdError
 from edgekd.data.unlabelled import NO_DATA
-from edgekd.distill.classification.load import LoadedRun
+from edgekd.distill.classification.load_run import LoadedRun
 from edgekd.distill.classification.predict import predict_all
 from edgekd.distill.inputs.views import plain
 from edgekd.distill.models.students import fit_scale

@@ -33,7 +33,7 @@ from edgekd.targets.registry import DEFAULT_TARGET
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgekd.distill.classification.load import LoadedRun
+    from edgekd.distill.classification.load_run import LoadedRun
 
 _ONNX_FILES = {
     "fp32": "model.onnx",
@@ -140,7 +140,7 @@ def _write_timm(folder: Path, run_folder: Path) -> None:
     """Write `model.safetensors` and `config.json` of timm; nothing where timm does not build the student from them."""
     from timm.models import save_for_hf
 
-    from edgekd.distill.classification.load import load_run
+    from edgekd.distill.classification.load_run import load_run
 
     loaded = load_run(run_folder)
     options = dict(loaded.config.student_options)

@@ -52,7 +52,7 @@ def verify_artifact(folder: Path, data: str | None = None) -> list[dict[str, Any
 
 def _in_its_run(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str, Any]]:
     from edgekd.artifacts.embedding import class_bank, embedding_model
-    from edgekd.distill.classification.load import load_run
+    from edgekd.distill.classification.load_run import load_run
     from edgekd.export.graph import torch_logits
     from edgekd.export.run import deployable, parity_images
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -99,9 +100,9 @@ def export(artifacts: Any, _: Given) -> None:
 
 def _chosen(chosen: Any) -> None:
     """Print the file to ship among those that were tried; exit code 1 where none meets the budget."""
-    from edgekd.benchmark.report.recommend import check_recommendation, print_recommendation
+    from edgekd.benchmark.report.recommend import check_recommendation, print_choice
 
-    print_recommendation(chosen.report, chosen.left_out)
+    print_choice(chosen.report, chosen.left_out)
     result(f"report:   {chosen.report.folder}/report.html")
     check_recommendation(chosen.report)
     result(f"artifact: {chosen.artifacts[-1].folder}")
@@ -128,7 +129,6 @@ def verify(links: Any, given: Given) -> None:
 @command(app, "edgekd.api:benchmark_or_bundle")
 def benchmark(report: Any, given: Given) -> None:
     """Measure latency and accuracy of the exported files. Accuracy is in domain and out of distribution."""
-    from edgekd.benchmark.report.recommend import print_recommendation
     from edgekd.benchmark.report.write import check_gates, print_report
 
     if isinstance(report, str):
@@ -138,7 +138,6 @@ def benchmark(report: Any, given: Given) -> None:
     result(
         f"report: {report.folder}/report.html  (also report.md, report.json, MODEL_CARD.md and the raw data)"
     )
-    print_recommendation(report, files=False)
     check_gates(report)
 
 
@@ -170,20 +169,26 @@ def report(page: Any, _: Given) -> None:
 def evaluate(rows: Any, _: Given) -> None:
     """Print the accuracy of a teacher and of a run's student. By domain and part: train, val, test, unseen."""
     columns = _AGREEMENT if rows and "top1_agreement" in rows[0] else _ACCURACY
-    titles = "".join(f"{title:>{len(title) + 2}}" for title, _ in columns.values())
-    widest = max([16, *(len(row["subject"]) for row in rows)]) + 2
-    out.print(f"{'subject':<{widest}}{'domain':<16}{'part':<12}{'images':>8}{titles}", markup=False)
+    header = ["subject", "domain", "part", "images", *(title for title, _ in columns.values())]
+    lines = [header]
     for row in rows:
-        cells = ""
-        for name, (title, factor) in columns.items():
-            value = row[name]
-            number = (
-                "–" if value is None else format(factor * value, ".1f" if factor > 1 else ".2f")
-            )
-            cells += f"{number:>{len(title) + 2}}"
-        place = f"{row['domain']:<16}{row['part'] or '–':<12}"
-        line = f"{row['subject']:<{widest}}{place}{row['n']:>8,}{cells}"
-        out.print(line, markup=False)
+        numbers = [
+            "–" if row[key] is None else f"{factor * row[key]:.{1 if factor > 1 else 2}f}"
+            for key, (_, factor) in columns.items()
+        ]
+        lines.append([row["subject"], row["domain"], row["part"] or "–", f"{row['n']:,}", *numbers])
+    _print_columns(lines, names=3)
+
+
+def _print_columns(lines: Sequence[Sequence[str]], names: int) -> None:
+    """Print lines of cells below each other: the first `names` to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for cells in lines:
+        padded = [
+            f"{cell:<{width}}" if place < names else f"{cell:>{width}}"
+            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        out.print("  ".join(padded), markup=False)
 
 
 _ACCURACY = {"top1": ("top-1 %", 100), "macro": ("macro %", 100)}
@@ -286,12 +291,11 @@ def vl_train(run: Any, _: Given) -> None:
 @command(vl, "edgekd.artifacts.vl:evaluate_vl", "evaluate")
 def vl_evaluate(rows: Any, _: Given) -> None:
     """Print the accuracy in and out of domain. Beside it stands that of the most frequent answer."""
-    out.print(
-        f"{'suite':<24}{'examples':>10}{'accuracy %':>12}{'constant answer %':>19}", markup=False
-    )
+    lines = [["suite", "examples", "accuracy %", "constant answer %"]]
     for row in rows:
-        numbers = f"{row['n']:>10,}{100 * row['accuracy']:>12.1f}{100 * row['majority']:>19.1f}"
-        out.print(f"{row['suite']:<24}{numbers}", markup=False)
+        shares = (f"{100 * row[key]:.1f}" for key in ("accuracy", "majority"))
+        lines.append([row["suite"], f"{row['n']:,}", *shares])
+    _print_columns(lines, names=1)
     if rows and rows[0]["synthetic"]:
         out.print(
             "synthetic: the sentences were generated from class and domain names.", markup=False

@@ -49,7 +49,7 @@ def state(root: Path = Path("/")) -> dict[str, Any]:
     Returns:
         load_average (1 minute), cpu_mhz (clock of core 0), temperature_c (of the hottest thermal zone), throttle_count
         (x86: events of all cores and packages since the start, added), throttle_flags (Raspberry Pi: hexadecimal, see
-        benchmark/report/answers.py), power_mode (Jetson's nvpmodel, else the ACPI platform profile).
+        benchmark/report/summary.py), power_mode (Jetson's nvpmodel, else the ACPI platform profile).
     """
     khz = _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
     heat = _integers((root / "sys/class/thermal").glob("thermal_zone*/temp"))

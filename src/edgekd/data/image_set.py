@@ -14,11 +14,8 @@ from edgekd.core.console import Tally, warn
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.readers import like_names
 from edgekd.data import toy
-from edgekd.data.sources import is_packed, open_packed, scan
-from edgekd.data.sources.checked import readable
-from edgekd.data.sources.coco import list_coco
+from edgekd.data.sources import open_source, scan
 from edgekd.data.sources.layouts import class_names
-from edgekd.data.sources.manifests import MANIFESTS, list_manifest
 from edgekd.data.sources.source import FileReader, Source
 
 NO_CLASS = -1
@@ -158,31 +155,7 @@ def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
     """
     if str(spec) == "toy":
         return toy_images()
-    if is_packed(spec):
-        return _labelled(str(spec), open_packed(str(spec)), one_class)
-    path = Path(spec)
-    if path.is_dir():
-        listing = scan.list_folder(path)
-    elif path.suffix.lower() == ".json" and path.is_file():
-        listing = list_coco(path)
-    elif path.suffix.lower() in MANIFESTS and path.is_file():
-        listing = list_manifest(path)
-    elif path.exists():
-        raise EdgekdError(f"{path} is a file where a folder is expected.", scan.CONVENTIONS)
-    else:
-        raise EdgekdError(
-            f"There is no data at {path}.", "Check the path, or use the built-in data: --data toy."
-        )
-    found = readable(path, listing)
-    labels = {entry.label for entry in found.entries}
-    empty = [name for name in listing.folders if name not in labels]
-    if empty:
-        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-        raise EdgekdError(
-            f'The class folder "{scan.shown(empty[0])}"{more} of {path} holds no readable image.',
-            "Add images, or remove the folder.",
-        )
-    return _labelled(str(path), found, one_class)
+    return _labelled(str(spec), open_source(str(spec)), one_class)
 
 
 def toy_images(seed: int = 0, per_class: int = toy.PER_CLASS, world: bool = False) -> ImageSet:

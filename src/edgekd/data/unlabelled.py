@@ -11,10 +11,7 @@ import numpy as np
 from edgekd.core.console import Tally
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.data.image_set import ImageSet, JoinedReader, toy_images
-from edgekd.data.images import EXTENSIONS
-from edgekd.data.sources import is_packed, open_packed, scan
-from edgekd.data.sources.checked import readable
-from edgekd.data.sources.manifests import MANIFESTS, list_manifest
+from edgekd.data.sources import open_source, scan
 from edgekd.data.split import ROLES, Split, build_split, read_split, shuffled
 from edgekd.data.subsets import untested_half
 from edgekd.data.toy import DOMAINS
@@ -26,7 +23,6 @@ TOY_SEED = 1
 TOY_PER_CLASS = 20
 NO_DATA = "none"
 """The `data` of a run without labelled images."""
-_DEEPEST = 32
 _EXCLUDED = {
     "train": "labelled training image",
     "val": "validation image",
@@ -51,38 +47,9 @@ def load_unlabelled(source: str | Path) -> ImageSet:
     """
     if str(source).startswith("toy:"):
         return _toy_style(str(source).removeprefix("toy:"))
-    root = Path(source)
-    if is_packed(source):
-        found = open_packed(str(source), labelled=False)
-    elif root.suffix.lower() in MANIFESTS and root.is_file():
-        found = readable(root, list_manifest(root, labelled=False))
-    elif root.is_dir():
-        found = readable(root, _list_all(root))
-    else:
-        raise EdgekdError(
-            f"There is no folder of images at {root}.",
-            "Give a folder, a .csv or .parquet manifest with a column path, or toy:STYLE.",
-        )
+    found = open_source(str(source), labelled=False)
     ids = scan.shown_names(entry.path for entry in found.entries)
     return ImageSet.without_labels(found.name, found.keys, ids, found.reader)
-
-
-def _list_all(root: Path) -> scan.Listing:
-    entries, left_out = [], Tally()
-    for parts, names in scan.walk(root, deepest=_DEEPEST):
-        for name in names:
-            path = "/".join((*parts, name))
-            if scan.is_image(name):
-                entries.append(scan.Entry(path, ""))
-            else:
-                left_out.add(scan.file_ending(name), scan.shown(path))
-    if not entries:
-        raise EdgekdError(
-            f"{root} holds no image{f' ({left_out})' if left_out.reasons else ''}.",
-            f"Images end in {', '.join(sorted(EXTENSIONS))}.",
-        )
-    ordered = tuple(sorted(entries, key=lambda entry: entry.path))
-    return scan.Listing(root, ordered, left_out=left_out)
 
 
 def _toy_style(style: str) -> ImageSet:

@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.report.failures import jpeg_address
-from edgekd.benchmark.report.render import html
-from edgekd.benchmark.report.sections import (
+from edgekd.benchmark.report.elements import (
     Document,
     Gallery,
     Item,
@@ -22,6 +20,8 @@ from edgekd.benchmark.report.sections import (
     section,
     table,
 )
+from edgekd.benchmark.report.failures import jpeg_address
+from edgekd.benchmark.report.render import html
 from edgekd.configs.data import DataCheckConfig
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
@@ -29,16 +29,12 @@ from edgekd.core.files import write_text
 from edgekd.core.folders import refuse_page
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.images import check_content
-from edgekd.data.sources import is_packed, open_packed, scan
-from edgekd.data.sources.coco import list_coco
-from edgekd.data.sources.manifests import list_manifest
+from edgekd.data.sources import is_packed, list_files, open_source, scan
 
 MOST_SHOWN = 48
 """Pictures in a gallery and rows of a table; the counts are those of all."""
 MOST_PAIRS = 100_000
 """Limit of near-duplicates, the closest ones: a thousand pictures of one scene make half a million."""
-MANY = 0.1
-"""Share of images in near-duplicates above which the summary has a hint: the teacher may embed a whole class alike."""
 _BLOCK_CELLS = 1 << 24
 
 
@@ -98,14 +94,9 @@ class DataCheck:
         ]
         if self.near_duplicates is not None and self.label_errors is not None:
             covered = len({i for pair in self.near_duplicates for i in (pair.first, pair.second)})
-            near = f"near-duplicates: {self._counted(self.near_duplicates)}"
-            if covered > MANY * len(self.images):
-                near += (
-                    f"; they cover {100 * covered / len(self.images):.0f} % of the images: if the page shows "
-                    "different pictures, give a higher --near"
-                )
             lines += [
-                near,
+                f"near-duplicates: {self._counted(self.near_duplicates)}; they cover "
+                f"{100 * covered / len(self.images):.0f} % of the images",
                 f"probable label errors: {len(self.label_errors):,} (the teacher agrees with "
                 f"{100 * (self.zero_shot or 0):.1f} % of all labels)",
             ]
@@ -143,17 +134,11 @@ def _unreadable(data: str, images: ImageSet) -> Iterator[tuple[str, str]]:
     if data == "toy":
         return
     if is_packed(data):
-        packed = open_packed(data)
-        yield from (
-            (packed.left_out.examples[reason], f"{count} × {reason}")
-            for reason, count in packed.left_out.reasons.items()
-        )
+        left_out = open_source(data).left_out
+        for reason, count in left_out.reasons.items():
+            yield left_out.examples[reason], f"{count} × {reason}"
         return
-    path = Path(data)
-    if path.is_dir():
-        listing = scan.list_folder(path)
-    else:
-        listing = list_coco(path) if path.suffix.lower() == ".json" else list_manifest(path)
+    listing = list_files(Path(data))
     read = set(images.ids)
     for entry in listing.entries:
         if scan.shown(entry.path) not in read:

@@ -11,23 +11,22 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate import agreement
-from edgekd.benchmark.evaluate.logits import columns_among
 from edgekd.benchmark.evaluate.metrics import macro, top1
+from edgekd.benchmark.evaluate.predictions import columns_among
 from edgekd.configs.benchmark import EvaluateConfig
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.load_run import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
 from edgekd.distill.classification.predict import (
     predict_all,
     probe_scores,
     student_predict,
     student_vectors,
-    teacher_predict,
 )
 from edgekd.distill.inputs.cache import plain_embeddings
-from edgekd.distill.models.teachers import ClipTeacher, Teacher, load_teacher
+from edgekd.distill.models.teachers import Teacher, load_teacher
 from edgekd.distill.text_bank import TextBank, templates_for
 from edgekd.distill.text_files import descriptions_for
 from edgekd.evaluation.few_shot import can_zero_shot, few_shot_scores, own_teacher
@@ -66,10 +65,7 @@ def zero_shot_rows(loaded: LoadedRun | None, config: EvaluateConfig) -> Rows:
     if spec != "none":
         model = load_teacher(spec)
         bank = image_bank(loaded, model, images, config.prompts, config.descriptions)
-        if isinstance(model, ClipTeacher):
-            scores = predict_all(teacher_predict(model, bank), images, everything, model.preprocess)
-        else:
-            scores = model.lookup(images.ids).numpy() @ bank.vectors.numpy().T
+        scores = bank.zero_shot(plain_embeddings(model, images, everything)).numpy()
         rows += accuracy_rows("teacher", scores, images, everything, parts)
     if loaded:
         vectors, columns = loaded.vectors, list(range(len(images.classes)))

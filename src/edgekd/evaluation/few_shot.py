@@ -15,7 +15,7 @@ from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.subsets import left_to_test, take_shots
-from edgekd.distill.classification.load import LoadedRun
+from edgekd.distill.classification.load_run import LoadedRun
 from edgekd.distill.classification.predict import (
     predict_all,
     retrieval_scores,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgekd.benchmark.measure.counting import Counted
@@ -23,41 +21,11 @@ def count_torch(predict: Predictor, module: nn.Module, shape: tuple[int, int]) -
     Args:
         predict: uint8 `[1, H, W, 3]` → scores. It runs `module`.
         shape: height and width.
-
-    Returns:
-        The counts. `macs` is None on a torch version whose counter gives a wrong number for known layers.
     """
     parameters = sum(one.numel() for one in module.parameters())
-    if not counter_is_right():
-        return Counted(parameters, None)
-    return Counted(parameters, _macs(lambda: predict(np.zeros((1, *shape, 3), dtype=np.uint8))))
-
-
-@functools.cache
-def counter_is_right() -> bool:
-    """Return whether torch's counter gives the hand-computed numbers for the layers that students are made of."""
-    tokens, image = torch.zeros(1, 16, 8), torch.zeros(1, 4, 6, 6)
-    attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
-    encoder = nn.TransformerEncoderLayer(8, 2, 32, batch_first=True).eval()
-    grouped, linear = nn.Conv2d(4, 8, 3, groups=2), nn.Linear(8, 5)
-    heads = torch.zeros(1, 2, 16, 4)
-    projections, products = 4 * 16 * 8 * 8, 2 * 16 * 16 * 8
-    cases: tuple[tuple[Callable[[], object], int], ...] = (
-        (lambda: attention(tokens, tokens, tokens, need_weights=False), projections + products),
-        (lambda: encoder(tokens), projections + products + 2 * 16 * 8 * 32),
-        (lambda: scaled_dot_product_attention(heads, heads, heads), products),
-        (lambda: heads @ heads.transpose(-2, -1), 16 * 16 * 8),
-        (lambda: grouped(image), 8 * 4 * 4 * 2 * 9),
-        (lambda: linear(tokens), 16 * 8 * 5),
-    )
-    with torch.inference_mode():
-        return all(_macs(run) == expected for run, expected in cases)
-
-
-def _macs(run: Callable[[], object]) -> int:
     with _unfused_attention(), FlopCounterMode(display=False) as counter:
-        run()
-    return int(counter.get_total_flops()) // 2  # one multiply-accumulate is two operations
+        predict(np.zeros((1, *shape, 3), dtype=np.uint8))
+    return Counted(parameters, int(counter.get_total_flops()) // 2)  # two operations each
 
 
 @contextmanager

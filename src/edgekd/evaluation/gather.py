@@ -18,13 +18,14 @@ from edgekd.core.manifest import read_artifact
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.split import read_split, read_stored_split
 from edgekd.data.unlabelled import NO_DATA, load_unlabelled
-from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.load_run import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
 from edgekd.evaluation import suites as made
+from edgekd.evaluation.class_names import spoken_as
 from edgekd.evaluation.prompt_variants import with_prompt_variants
 from edgekd.evaluation.subjects import COPIED, compared_of, lone_artifact, run_of, subjects_of
 from edgekd.evaluation.suites import SuiteBuilder, named_folders
-from edgekd.evaluation.trained import (
+from edgekd.evaluation.trained_on import (
     SEEN_IN,
     SuiteKind,
     Trained,
@@ -33,7 +34,6 @@ from edgekd.evaluation.trained import (
     suite_kind,
     trained_of_source,
 )
-from edgekd.evaluation.vocabulary import spoken_as
 from edgekd.evaluation.wilds import wilds_named, wilds_suites
 
 COMPUTED = ("corruptions",)

@@ -11,7 +11,7 @@ import torch
 from edgekd.benchmark.subjects import PromptVariant, Subject, Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import read_text
-from edgekd.distill.classification.load import LoadedRun
+from edgekd.distill.classification.load_run import LoadedRun
 from edgekd.distill.classification.predict import student_predict, teacher_predict
 from edgekd.distill.models.teachers import ClipTeacher, load_teacher
 from edgekd.distill.text_bank import TextBank, readable

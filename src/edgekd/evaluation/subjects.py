@@ -21,7 +21,7 @@ from edgekd.core.files import short_hash
 from edgekd.core.manifest import Artifact, Run, read_artifact, read_run
 from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
-from edgekd.distill.classification.load import LoadedRun
+from edgekd.distill.classification.load_run import LoadedRun
 from edgekd.distill.classification.predict import student_predict, teacher_predict
 from edgekd.distill.models.teachers import ClipTeacher, load_teacher
 from edgekd.evaluation.flops import count_torch

@@ -19,8 +19,8 @@ from edgekd.core.readers import plain_name
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.sources.layouts import known_layout, unwrapped
 from edgekd.data.split import Split, make_split
-from edgekd.evaluation.trained import Trained, suite_kind, trained_of_source, trained_of_split
-from edgekd.evaluation.vocabulary import called, spoken_as
+from edgekd.evaluation.class_names import called, spoken_as
+from edgekd.evaluation.trained_on import Trained, suite_kind, trained_of_source, trained_of_split
 
 CORRUPTION_IMAGES = 200
 """Images in each of the 75 cells of the corruptions by default."""

@@ -20,9 +20,9 @@ from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.readers import printable, read_text
 from edgekd.data.image_set import ImageSet
 from edgekd.data.images import UnreadableImage, content_key, read_bytes
+from edgekd.evaluation.class_names import spoken_as
 from edgekd.evaluation.suites import left_out
-from edgekd.evaluation.trained import Trained
-from edgekd.evaluation.vocabulary import spoken_as
+from edgekd.evaluation.trained_on import Trained
 
 PREFIX = "wilds:"
 DATASETS = ("camelyon17", "celebA", "domainnet", "fmow", "iwildcam", "rxrx1", "waterbirds")

@@ -92,7 +92,7 @@ def models_of(path: Path) -> list[Model]:
     from edgekd.core.manifest import read_run
 
     read_run(path)
-    from edgekd.distill.classification.load import load_run
+    from edgekd.distill.classification.load_run import load_run
     from edgekd.evaluation.subjects import run_of, subjects_of
 
     names = {"teacher": "teacher, zero-shot", "torch": "student, torch"}

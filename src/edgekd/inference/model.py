@@ -135,7 +135,7 @@ def load(path: str | Path, *, threads: int | None = None) -> Model:
     from edgekd.core.manifest import read_run
 
     run = read_run(folder)
-    from edgekd.distill.classification.load import load_run
+    from edgekd.distill.classification.load_run import load_run
     from edgekd.distill.classification.predict import student_predict
 
     loaded = load_run(folder)

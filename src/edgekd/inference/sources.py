@@ -13,13 +13,12 @@ from PIL import Image
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import NOT_REGULAR
-from edgekd.data.images import EXTENSIONS, decode
+from edgekd.data.images import decode
 from edgekd.data.sources import scan
 
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 """File endings, lower case, that are opened as video."""
 CAMERA = "camera:"
-_DEEPEST = 32
 
 
 @dataclass(frozen=True)
@@ -84,18 +83,13 @@ def _file(path: Path) -> Frame:
 
 
 def _folder(root: Path, without: Path | None) -> Iterator[Frame]:
-    found = False
-    for parts, names in scan.walk(root, deepest=_DEEPEST):
-        if without is not None and root.joinpath(*parts).resolve().is_relative_to(without):
-            continue
-        for name in names:
-            if os.path.splitext(name)[1].lower() in EXTENSIONS:
-                found = True
-                yield _file(root.joinpath(*parts, name))
-    if not found:
-        raise EdgekdError(
-            f"{root} holds no image.", f"Images end in {', '.join(sorted(EXTENSIONS))}."
-        )
+    entries = scan.list_all(root).entries
+    kept = [root / entry.path for entry in entries]
+    if without is not None:
+        kept = [path for path in kept if not path.resolve().is_relative_to(without)]
+    if not kept:
+        raise EdgekdError(f"{root} holds no image but the results.", "Name another folder.")
+    yield from map(_file, kept)
 
 
 def _video(source: str, where: str | int, every: int) -> Iterator[Frame]:

@@ -28,7 +28,7 @@ from edgekd.core.folders import RUN, clear
 from edgekd.core.readers import parse_json, read_arrays
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.subsets import left_to_test, take_shots, unseen_test
-from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.load_run import LoadedRun, load_run
 from edgekd.distill.classification.predict import predict_all, student_predict
 from edgekd.distill.classification.task import Classification
 from edgekd.distill.models.students import Student

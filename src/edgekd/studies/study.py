@@ -16,20 +16,20 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from edgekd.benchmark.report.render import markdown
 from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError, Stopped
-from edgekd.core.files import short_hash, write_json, write_text
+from edgekd.core.files import write_json, write_text
 from edgekd.core.machine import usable_cores
-from edgekd.core.readers import read_arrays
-from edgekd.distill.classification.predict import predict_all, teacher_predict
-from edgekd.distill.models.teachers import ClipTeacher, load_teacher
+from edgekd.distill.inputs.cache import cached_tensors, plain_embeddings
+from edgekd.distill.models.teachers import load_teacher
 from edgekd.distill.text_bank import templates_for
 from edgekd.distill.text_files import descriptions_for, read_vocabulary, stored_descriptions
 from edgekd.studies.cell import remove_bases, run_cell
 from edgekd.studies.plan import Plan, description_file, with_description_file
-from edgekd.studies.store import Cell, Store, write_arrays
+from edgekd.studies.store import Cell, Store
 from edgekd.studies.tables import Table, make_tables
 from edgekd.studies.write import draw_study, study_csv, study_document
 
@@ -92,7 +92,7 @@ def run_study(
                 f"None of the {len(plan.cells)} cells finished: {failures[0].reason}",
                 "Mend this and run it again.",
             )
-        tables = make_tables(plan, done, teacher_scores(plan, store))
+        tables = make_tables(plan, done, teacher_scores(plan))
         write_text(folder / "table.md", markdown(study_document(folder.name, tables)))
         write_text(folder / "table.csv", study_csv(tables))
         draw_study(tables, folder / "table.png")
@@ -141,11 +141,8 @@ def describe_once(plan: Plan, folder: Path) -> Plan:
     return dataclasses.replace(plan, configs=configs)
 
 
-def teacher_scores(plan: Plan, store: Store) -> NDArray[np.float32] | None:
-    """Return zero-shot scores on all images, float32 `[N, C]`; None if no recipe has a teacher.
-
-    They are kept in the study's folder.
-    """
+def teacher_scores(plan: Plan) -> NDArray[np.float32] | None:
+    """Return zero-shot scores on all images, float32 `[N, C]`; None if no recipe has a teacher."""
     distilled = [name for name in plan.recipes if plan.uses_teacher(name)]
     if not distilled:
         return None
@@ -156,24 +153,13 @@ def teacher_scores(plan: Plan, store: Store) -> NDArray[np.float32] | None:
     spec = config.descriptions
     described = descriptions_for(spec, images.classes) if spec else None
     bank = teacher.text_bank(images.classes, templates, described)
-    wanted = short_hash(teacher.id, plan.fingerprint, bank.vectors.numpy().tobytes().hex())
-    path = store.folder / "teacher.npz"
-    if path.exists():
-        file = read_arrays(path, "teacher's scores", "Remove that file.")
-        scores = file.get("scores")
-        if str(file.get("made_for")) == wanted and scores is not None:
-            if scores.shape != (len(images), len(images.classes)) or scores.dtype != np.float32:
-                raise EdgekdError(
-                    f"The teacher's scores at {path} are damaged.", "Remove that file."
-                )
-            return scores
-    if isinstance(teacher, ClipTeacher):
-        say(f"study: the teacher's zero-shot classifier on {len(images):,} images")
-        predict, everything = teacher_predict(teacher, bank), np.arange(len(images))
-        scores = predict_all(predict, images, everything, teacher.preprocess)
-    else:
-        scores = bank.zero_shot(teacher.lookup(images.ids)).numpy()
-    write_arrays(path, {"scores": scores, "made_for": np.array(wanted)})
+
+    def embed() -> dict[str, Tensor]:
+        say(f"study: the teacher's embeddings of {len(images):,} images")
+        return {"embeddings": plain_embeddings(teacher, images, np.arange(len(images)))}
+
+    stored = cached_tensors("plain", (teacher.id, *images.keys), embed)
+    scores: NDArray[np.float32] = bank.zero_shot(stored["embeddings"]).numpy()
     return scores
 
 

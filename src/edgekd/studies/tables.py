@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 
 import numpy as np
 from numpy.typing import NDArray
@@ -294,91 +295,32 @@ def _teacher_row(plan: Plan, tests: Mapping[str, Test], scores: NDArray[np.float
     return Row(TEACHER, average(inside), inside | outside, average(outside))
 
 
-def _protocol(plan: Plan) -> str:
-    unseen = ", ".join(plan.unseen)
-    if plan.protocol == "k-shot":
-        return (
-            f"Protocol: k-shot. The classes {unseen} do not train at first. Then a few images of each are known: "
-            "retrieval caches them (Tip-Adapter on the student's embeddings, or on its features and without texts "
-            "where it has a trained head; by teacher's keys: on the teacher's of ten views of each), fine-tuning goes "
-            "on from the same run on the seen classes and these images. All numbers of images are tested on the same "
-            "ones, those that the largest leaves. Unseen classes are chosen among the unseen, seen ones among the "
-            "seen; macro accuracy, the mean over classes, in %."
-        )
-    if plan.unseen:
-        linear = [name for name in plan.recipes if recipe_of(plan.configs[name]).head != "text"]
-        without = (
-            f" A trained head has its own classes alone: no zero-shot for {', '.join(linear)}."
-        )
-        return (
-            f"Protocol: class-disjoint. The classes {unseen} never train. Unseen classes: all their images, zero-shot "
-            "through the text head, chosen among the unseen classes; seen classes: their test images, chosen among the "
-            f"seen ones. Macro accuracy, the mean over classes, in %.{without if linear else ''}"
-        )
-    if plan.protocol == "adapt":
-        return (
-            "Protocol: adapt. One domain has no labels: of one half of it the first images by content hash train "
-            "without any, and its other half is tested: top-1 %. That is adaptation: the domain is not unseen. ID: the "
-            "test images of the other domains. Recipes that read labels alone saw none of it."
-        )
-    low_shot = "low-shot, the tests are those of all labels"
-    averaged = ", averaged over the unseen domains" if len(plan.tests) > 1 else ""
-    return (
-        f"Protocol: {low_shot if plan.protocol == 'low-shot' else 'leave one domain out'}. OOD: all images of the "
-        f"unseen domain, top-1 %; ID: the test images of the source domains{averaged}."
-    )
-
-
 def _notes(plan: Plan, done: Sequence[Done], tests: Mapping[str, Test]) -> list[str]:
     """Return protocol, images, split, selection, budget, seeds, what the numbers mean, and the machine."""
-    config, machine = plan.configs[plan.recipes[0]], describe()
-    facts = [one.facts for one in done]
-    sizes = [f"{column} {len(test.id):,} / {len(test.ood):,}" for column, test in tests.items()]
-    hashes = [f"{column} {test.hash}".strip() for column, test in tests.items()]
-    rule = next(iter(tests.values())).rule.partition("; ")[2]
+    from jinja2 import StrictUndefined, Template
+
+    facts, machine = [one.facts for one in done], describe()
     selections: dict[str, dict[str, None]] = {}
     for one in done:
         selections.setdefault(one.facts["selection"], {})[one.cell.recipe] = None
-    apart = [f"{how} ({', '.join(names)})" for how, names in selections.items()]
-    chosen = "; ".join(apart if len(apart) > 1 else selections)
-    budget = sorted({(one["steps"], one["size"]) for one in facts})
-    steps = ", ".join(
-        f"{count:,} steps of {config.batch_size} images at {size} px" for count, size in budget
+    described = [name for name in plan.recipes if plan.configs[name].descriptions]
+    # The teacher's descriptions are those of the first recipe that it teaches.
+    if next(filter(plan.uses_teacher, plan.recipes), None) in described:
+        described.insert(0, TEACHER)
+    source = (files(__package__) / "notes.jinja").read_text(encoding="utf-8")
+    text = Template(source, undefined=StrictUndefined, trim_blocks=True).render(
+        plan=plan,
+        tests=tests,
+        config=plan.configs[plan.recipes[0]],
+        unseen=", ".join(plan.unseen),
+        trained_heads=[n for n in plan.recipes if recipe_of(plan.configs[n]).head != "text"],
+        rule=next(iter(tests.values())).rule.partition("; ")[2],
+        described=described,
+        selections=selections,
+        budget=sorted({(one["steps"], one["size"]) for one in facts}),
+        tuning=sorted({one["tuning_steps"] for one in facts if "tuning_steps" in one}),
+        oracle_places=sorted({one["oracle_places"] for one in facts if "oracle_places" in one}),
+        machine=machine,
+        cores=in_cores(machine["usable_cores"]),
     )
-    tuning = sorted({one["tuning_steps"] for one in facts if "tuning_steps" in one})
-    if tuning:
-        steps += f", fine-tuning {', '.join(f'{count:,}' for count in tuning)} more"
-    texts, oracle = [], []
-    if with_them := [name for name in plan.recipes if plan.configs[name].descriptions]:
-        # The teacher's descriptions are those of the first recipe that it teaches.
-        distilled = next(name for name in plan.recipes if plan.uses_teacher(name))
-        rows = ", ".join([TEACHER] * (distilled in with_them) + with_them)
-        texts = [
-            f"Descriptions of the classes are behind the prompts, in training and in every test, of: {rows}."
-        ]
-    if plan.oracle:
-        counts = sorted(
-            {one.facts["oracle_places"] for one in done if "oracle_places" in one.facts}
-        )
-        where = f"{' or '.join(map(str, counts))} places" if counts else "places"
-        oracle = [
-            "Oracle: for each run the best accuracy on the unseen domain among the weights that it keeps and those at "
-            f"{where} of its last stage, chosen on these very images: not a result that a user can have. – where one "
-            "of the runs was trained without --oracle."
-        ]
-    return [
-        _protocol(plan),
-        f"Data: {plan.images.name}; images tested ({'seen / unseen' if plan.unseen else 'ID / OOD'}): "
-        f"{', '.join(sizes).strip()}.",
-        f"Split: {rule} {'Hashes' if len(tests) > 1 else 'Hash'}: {', '.join(hashes)}.",
-        *texts,
-        f"Selection: {chosen or 'no cell has finished'}. {'Nothing but the oracle' if plan.oracle else 'Nothing'} uses "
-        f"the {'tested' if tuning else 'unseen'} images.",
-        *oracle,
-        f"Budget: {config.student}, {steps or 'no cell has finished'}; seeds {', '.join(map(str, plan.seeds))}.",
-        f"±: standard error over seeds with the population's standard deviation (DomainBed). − {plan.baseline}: the "
-        f"{'fine-tuned accuracy' if tuning else 'accuracy'} on what is unseen less the baseline's, in points, with 95 "
-        "% intervals: over seeds (Student's t), and over images (paired bootstrap).",
-        f"Machine: {machine['cpu']}, {in_cores(machine['usable_cores'])}; edgekd {machine['versions']['edgekd']}, "
-        f"torch {machine['versions']['torch']}. Seconds are of training alone and depend on what else ran.",
-    ]
+    return [" ".join(note.split()) for note in text.split("\n\n") if note.strip()]

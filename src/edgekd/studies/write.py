@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.benchmark.report.charts import COLOURS, LIGHT, dress, new_figure
-from edgekd.benchmark.report.sections import Document, Section, Text
-from edgekd.benchmark.report.sections import Table as TextTable
+from edgekd.benchmark.report.elements import Document, Section, Text
+from edgekd.benchmark.report.elements import Table as TextTable
 from edgekd.benchmark.results.metric import NONE
 from edgekd.core.files import csv_text, replacing
 from edgekd.studies.cell import ID, OOD, ORACLE

@@ -120,52 +120,12 @@ def _copy_programs(format: str, folder: Path) -> list[str]:
 
 def _guide(facts: dict[str, Any], programs: Sequence[str], format: str) -> str:
     """Return INTEGRATE.md."""
-    count, classes, rule = len(facts["pictures"]), len(facts["classes"]), facts["preprocess"]
-    size = rule["size"]
-    resize = (
-        f"resize to {size} × {size}, whatever the aspect ratio,"
-        if rule["resize"] == "squash"
-        else f"resize the short side to {round(size / rule['crop_pct'])} and cut out the central {size} × {size},"
-    )
-    first = f"""Decode the picture to RGB, rotated by its EXIF orientation; {resize} with Pillow's
-   {rule["interpolation"]} filter, which is antialiased."""
-    second = f"Feed the pixels as uint8 `[1, {size}, {size}, 3]`. Do not normalise: the file does."
-    if facts["resizes"]:
-        first = "Decode the picture to RGB, rotated by its EXIF orientation."
-        second = (
-            "Feed it as uint8 `[1, height, width, 3]`. Do not resize or normalise: the file does."
-        )
-    third = f"""The output is one logit for each of the {classes} classes of `kit.json`, in their order; softmax gives
-   probabilities."""
-    if format == "coreml":
-        second = f"Feed it as the input `image`, {size} × {size} pixels. Do not normalise: the file does."
-        third = (
-            "The outputs are `classLabel` and, as the softmax of the logits, `classLabel_probs`."
-        )
-    about = {
-        "classify.py": "`python3 classify.py` does all of this and exits with 1 beyond the tolerance.",
-        "classify.cpp": "`classify.cpp` feeds the `.ppm` files to the C++ API. CMakeLists.txt builds it; then run "
-        f"`build/classify ../{facts['model']} . {count} {facts['tolerance']:.6g}`.",
-        "classify.kt": """`classify.kt` is for Android: its `Classifier` is what an app needs, its `check` compares.
-  edgekd's tests compile it with Kotlin and run it against a stand-in for LiteRT; it was not run on Android.""",
-        "classify.swift": f"""`classify.swift` is for macOS: `swiftc classify.swift`, then `./classify
-  ../{facts["model"]} . {count} {facts["tolerance"]:.4g}`. Its syntax was checked, it was never compiled.""",
-    }
-    lines = [f"- {about[name]}" for name in programs if name in about]
-    return f"""# Put {facts["model"]} into an app
+    from jinja2 import StrictUndefined, Template
 
-1. {first}
-2. {second}
-3. {third}
-
-## Check it
-
-{count} of the run's test images, and for each what edgekd computes:
-
-- `0.ppm` to `{count - 1}.ppm`: the pixels after step 1, uint8 RGB behind a header of one line; other pixels change
-  accuracy.
-- `logits.bin`: little-endian float32 `[{count}, {classes}]`, from these pixels, by {facts["expected_from"]}.
-- On the same pixels a logit may differ by {facts["tolerance"]:.3g} (`tolerance` in `kit.json`).
-
-{chr(10).join(lines) or "There is no program for this format yet."}
-"""
+    programs_of = files(__package__) / "programs"
+    text = (programs_of / "INTEGRATE.md.jinja").read_text(encoding="utf-8")
+    guide = Template(text, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    steps, rule = programs_of / f"{format}.steps.txt", facts["preprocess"]
+    own = steps.read_text(encoding="utf-8").format(size=rule["size"]) if steps.is_file() else ""
+    made: str = guide.render(facts, rule=rule, programs=programs, own_steps=own.splitlines())
+    return made

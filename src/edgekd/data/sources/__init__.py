@@ -1,13 +1,17 @@
-"""Which sources are no folder and no manifest, and how they are opened."""
+"""Sources of images: folders, manifests, COCO files, WebDataset shards, and `datasets` of Hugging Face."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from edgekd.core.errors import EdgekdError
+from edgekd.data.sources.checked import readable
+from edgekd.data.sources.coco import list_coco
+from edgekd.data.sources.hf_datasets import list_table
+from edgekd.data.sources.manifests import MANIFESTS, list_manifest
+from edgekd.data.sources.scan import CONVENTIONS, Listing, list_all, list_folder
 from edgekd.data.sources.shards import list_shards
 from edgekd.data.sources.source import Source
-from edgekd.data.sources.tables import list_table
 
 HUGGING_FACE = "hf:"
 
@@ -27,15 +31,18 @@ def absolute(spec: str) -> str:
     return f"{HUGGING_FACE}{path}{colon}{split}"
 
 
-def open_packed(spec: str, *, labelled: bool = True) -> Source:
-    """List a packed source; images that cannot be read are left out, with one warning.
+def open_source(spec: str, *, labelled: bool = True) -> Source:
+    """Return the images of a source that can be read; warn of the others.
 
     Args:
-        labelled: every image must have a label.
+        spec: a folder, `.csv`, `.parquet`, COCO's `.json`, shards, or `hf:NAME`.
+        labelled: every image has a label. If not, labels do not count, and a folder is searched however deep.
 
     Raises:
-        EdgekdError: nothing there, a damaged or empty shard, columns of another type, no readable image.
+        EdgekdError: nothing there, images that do not follow the conventions, a damaged source, no readable image.
     """
+    if not is_packed(spec):
+        return readable(Path(spec), list_files(Path(spec), labelled=labelled))
     if spec.startswith(HUGGING_FACE):
         found = list_table(spec.removeprefix(HUGGING_FACE), labelled=labelled)
     else:
@@ -47,3 +54,19 @@ def open_packed(spec: str, *, labelled: bool = True) -> Source:
             "WebDataset shards hold KEY.jpg (or .png, …) with KEY.cls, .txt or .json beside it.",
         )
     return found
+
+
+def list_files(path: Path, *, labelled: bool = True) -> Listing:
+    """Return the files of a folder, a manifest or a COCO file; arguments and errors as of `open_source`."""
+    ending = path.suffix.lower() if path.is_file() else ""
+    if path.is_dir():
+        return list_folder(path) if labelled else list_all(path)
+    if ending in MANIFESTS:
+        return list_manifest(path, labelled=labelled)
+    if ending == ".json" and labelled:
+        return list_coco(path)
+    if path.exists():
+        raise EdgekdError(f"{path} is a file where a folder is expected.", CONVENTIONS)
+    raise EdgekdError(
+        f"There is no data at {path}.", "Check the path, or use the built-in data: --data toy."
+    )

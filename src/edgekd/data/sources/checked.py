@@ -14,23 +14,23 @@ from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import read_index, short_hash, write_index
 from edgekd.data.images import check_content
-from edgekd.data.sources import scan
+from edgekd.data.sources.scan import Listing, shown
 from edgekd.data.sources.source import FileReader, Source
 
 _MANY = 2000
 """From this many images to decode there is a message."""
 
 
-def readable(path: Path, listing: scan.Listing) -> Source:
+def readable(path: Path, listing: Listing) -> Source:
     """Return the files of a listing that can be decoded; warn of the others.
 
     Raises:
-        EdgekdError: none can be read.
+        EdgekdError: none can be read, or none of a class folder.
     """
     keys, reasons = _verify(listing)
     for entry in listing.entries:
         if (reason := reasons.get(entry.path)) is not None:
-            listing.left_out.add(reason, scan.shown(entry.path))
+            listing.left_out.add(reason, shown(entry.path))
     listing.left_out.warn(f"files of {path} left out")
     if not keys:
         reason, count = Counter(reasons.values()).most_common(1)[0]
@@ -39,8 +39,15 @@ def readable(path: Path, listing: scan.Listing) -> Source:
             "Check the files with an image viewer, and the paths if they are missing.",
         )
     entries = tuple(entry for entry in listing.entries if entry.path in keys)
+    empty = sorted({*listing.folders} - {entry.label for entry in entries})
+    if empty:
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise EdgekdError(
+            f'The class folder "{shown(empty[0])}"{more} of {path} holds no readable image.',
+            "Add images, or remove the folder.",
+        )
     return Source(
-        name=scan.shown(path.resolve().name if path.is_dir() else path.stem),
+        name=shown(path.resolve().name if path.is_dir() else path.stem),
         entries=entries,
         keys=tuple(keys[entry.path] for entry in entries),
         reader=FileReader(listing.root.resolve(), tuple(entry.path for entry in entries)),
@@ -49,7 +56,7 @@ def readable(path: Path, listing: scan.Listing) -> Source:
     )
 
 
-def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:
+def _verify(listing: Listing) -> tuple[dict[str, str], dict[str, str]]:
     """Return path → content key of every readable file, and path → reason of every other one.
 
     The key is the first 32 hex digits of the SHA-256. What was readable at the same size and modification time is not
@@ -66,7 +73,7 @@ def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:
             stamps[entry.path] = (facts.st_size, facts.st_mtime_ns)
         except (OSError, ValueError):  # gone, or a name with a NUL
             stamps[entry.path] = (-1, -1)
-        size, time_ns, key = known.get(scan.shown(entry.path), (-1, -1, ""))
+        size, time_ns, key = known.get(shown(entry.path), (-1, -1, ""))
         if key and (size, time_ns) == stamps[entry.path]:
             keys[entry.path] = key
         else:
@@ -78,7 +85,7 @@ def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:
     reasons: dict[str, str] = {}
     for path, (key, reason) in zip(pending, outcomes, strict=True):
         (keys if key else reasons)[path] = key or reason
-    fresh = {scan.shown(path): (*stamps[path], key) for path, key in keys.items()}
+    fresh = {shown(path): (*stamps[path], key) for path, key in keys.items()}
     if any(known.get(path) != value for path, value in fresh.items()):
         # Two manifests of one folder share the index, hence the union.
         write_index(index, known | fresh)

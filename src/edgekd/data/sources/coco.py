@@ -8,9 +8,8 @@ from pathlib import Path
 from edgekd.core.console import Tally
 from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import printable, read_object
-from edgekd.data.sources import scan
 from edgekd.data.sources.manifests import is_missing
-from edgekd.data.sources.scan import Entry, Listing
+from edgekd.data.sources.scan import Entry, Listing, shown
 
 _HINT = 'A COCO file has "images", "annotations" and "categories".'
 
@@ -40,7 +39,7 @@ def list_coco(path: Path) -> Listing:
     outside = next((file for file in found if file.startswith(("../", "/")) or file == ".."), None)
     if outside is not None:
         raise EdgekdError(
-            f"{path} names {scan.shown(outside)}, which lies outside its folder.",
+            f"{path} names {shown(outside)}, which lies outside its folder.",
             "Name images relative to it, or list them in a manifest.",
         )
     left_out = Tally()
@@ -50,7 +49,7 @@ def list_coco(path: Path) -> Listing:
             entries.append(Entry(file, next(iter(labels))))
             continue
         reason = "several categories" if labels else "no annotation"
-        left_out.add(reason, scan.shown(file))
+        left_out.add(reason, shown(file))
     if not entries:
         raise EdgekdError(f"No image of {path} has exactly one category.", _HINT)
     ordered = tuple(sorted(entries, key=lambda entry: entry.path))
@@ -71,6 +70,6 @@ def _root(path: Path, first: str) -> Path:
         if (place / first).is_file():
             return place
     raise EdgekdError(
-        f"{scan.shown(first)}, which {path} names, is in none of {', '.join(map(str, places[:4]))}.",
+        f"{shown(first)}, which {path} names, is in none of {', '.join(map(str, places[:4]))}.",
         "Move the file beside its images.",
     )

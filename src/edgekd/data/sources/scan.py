@@ -109,6 +109,29 @@ def list_folder(root: Path) -> Listing:
     return Listing(root, ordered, tuple(folders), left_out)
 
 
+def list_all(root: Path) -> Listing:
+    """Return all images below `root`, 32 folders deep at most, without labels.
+
+    Raises:
+        EdgekdError: no image.
+    """
+    entries, left_out = [], Tally()
+    for parts, names in walk(root, deepest=32):
+        for name in names:
+            path = "/".join((*parts, name))
+            if is_image(name):
+                entries.append(Entry(path, ""))
+            else:
+                left_out.add(file_ending(name), shown(path))
+    if not entries:
+        raise EdgekdError(
+            f"{root} holds no image{f' ({left_out})' if left_out.reasons else ''}.",
+            f"Images end in {', '.join(sorted(EXTENSIONS))}.",
+        )
+    ordered = tuple(sorted(entries, key=lambda entry: entry.path))
+    return Listing(root, ordered, left_out=left_out)
+
+
 def is_image(name: str) -> bool:
     """Return whether a file's ending is that of an image."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS

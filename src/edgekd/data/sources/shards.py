@@ -68,7 +68,7 @@ class ShardBytes:
 
 
 def list_shards(spec: str, *, labelled: bool) -> Source:
-    """List the images of all shards that `spec` names; see `sources.open_packed`."""
+    """List the images of all shards that `spec` names; see `sources.open_source`."""
     shards = tuple(expanded(spec))
     entries: list[Entry] = []
     keys: list[str] = []

@@ -1,22 +1,22 @@
-"""The sentences of a report: its verdict, the answers on top, each file in words, notes on what must not be overlooked.
+"""The sentences of a report: the answers on top, and notes on what must not be overlooked.
 
 Nothing is called a difference whose 95 % interval includes zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any, Literal
 
-from edgekd.benchmark.report.recommend import accuracy, choice, recommend
-from edgekd.benchmark.report.sections import Text
-from edgekd.benchmark.results.metric import ms, percent, points
-from edgekd.benchmark.results.rows import HERE, Difference, LatencyRow, SummaryRow, UnknownRow
-from edgekd.benchmark.results.schema import Report, load_of, of
+from edgekd.benchmark.report.elements import Text
+from edgekd.benchmark.report.recommend import accuracy, file_name, recommend, ship
+from edgekd.benchmark.results.metric import ms, points
+from edgekd.benchmark.results.rows import HERE, Difference, SummaryRow
+from edgekd.benchmark.results.schema import Report, load_of
 from edgekd.core.machine import in_cores
 from edgekd.targets.feed import resizes
-from edgekd.targets.timing.speed import LOADED, WIDE_CV, in_words, reason_to_withhold
+from edgekd.targets.timing.speed import LOADED, in_words, reason_to_withhold
 
 _PLACES = {"adapted": "on the adapted domains", "ood": "out of domain", "id": "in domain"}
 """Where a gain was measured → in words, in the order in which gains are listed."""
@@ -29,20 +29,10 @@ _THROTTLE_FLAGS = (
 """Bits of `vcgencmd get_throttled` for now; the same 16 higher: since the system's start (Raspberry Pi's manual)."""
 
 
-def verdict(report: Report) -> tuple[Literal["passed", "failed", "none"], str]:
-    """Return the state of the gates, and a headline."""
-    total, failed = len(report.gates), sum(not gate.passed for gate in report.gates)
-    noun = "gate" if total == 1 else "gates"
-    if not total:
-        return "none", "No gates were set"
-    if failed:
-        return "failed", f"{failed} of {total} {noun} failed"
-    return "passed", f"{'All ' if total > 1 else ''}{total} {noun} passed"
-
-
 def answers(report: Report) -> list[Text]:
     """Return one answer to each question of a reader, the most important first."""
-    file = choice(report) or max(report.exported, key=accuracy, default=None)
+    best = recommend(report)
+    file = best.file if best and best.passes else max(report.exported, key=accuracy, default=None)
     bodies = {
         "Distillation": _gain(report, "distillation", file),
         "Unlabelled images": _gain(report, "unlabelled", file),
@@ -50,10 +40,10 @@ def answers(report: Report) -> list[Text]:
         "Export": "no file was exported. Export one: edgekd export RUN.",
     }
     if file is not None:
-        bodies["Export"] = f"{_name(report, file)}: {_cost(file)}." if _cost(file) else ""
+        bodies["Export"] = f"{file_name(report, file)}: {_cost(file)}." if _cost(file) else ""
         bodies["Speed"] = _speed(report, file)
     texts = [Text(body, label, console=True) for label, body in bodies.items() if body]
-    return [*texts, _ship(report)]
+    return [*texts, ship(report)]
 
 
 def _gain(report: Report, cause: str, file: SummaryRow | None) -> str:
@@ -100,32 +90,11 @@ def _speed(report: Report, file: SummaryRow) -> str:
     time, env = report.time(file), report.environment
     low, high = (ms(end) for end in time.p50_ci95_ms)
     where = f"{env['cpu']}, {in_cores(env['usable_cores'])}" if time.device == HERE else time.device
-    text = f"{_name(report, file)}: p50 {ms(time.p50_ms)} ms [{low}, {high}], p90 {ms(time.p90_ms)} ms on {where}"
+    text = f"{file_name(report, file)}: p50 {ms(time.p50_ms)} ms [{low}, {high}], p90 {ms(time.p90_ms)} ms on {where}"
     # The ratio (0, 0) leaves the reasons against the latency itself.
     doubt = reason_to_withhold([time.timing], (0.0, 0.0), load_of(env, time.device))
     text += f"; indicative only, since {doubt}" if doubt else ""
     return f"{text}. {_against_fp32(report, file)}".rstrip()
-
-
-def _ship(report: Report) -> Text:
-    state, headline = verdict(report)
-    best, quick = recommend(report), " (quick protocol, indicative only)" if report.quick else ""
-    if best is None:
-        return Text("nothing to ship: no exported file was measured.", "Ship", console=True)
-    name, tone = _name(report, best.file), ""
-    if not best.passes:
-        body, tone = f"no. {headline}. The nearest file is {name}: {best.because}.", "bad"
-    elif state == "none":
-        body = (
-            f"undecided: no gates were set. First candidate: {name}{quick}, because {best.because}."
-        )
-    else:
-        body, tone = f"yes, {name}: it passes every gate{quick}, and {best.because}.", "good"
-    return Text(body, "Ship", tone, console=True)
-
-
-def _name(report: Report, row: SummaryRow) -> str:
-    return f"{row.run}/{row.subject}" if len(report.runs) > 1 else row.subject
 
 
 def _against_fp32(report: Report, row: SummaryRow) -> str:
@@ -146,61 +115,9 @@ def _against_fp32(report: Report, row: SummaryRow) -> str:
     return f"It {size}{in_words(report.speed_of(row, fp32), fp32.subject)}."
 
 
-def findings(report: Report) -> Iterator[Text]:
-    """Yield the accuracy, retention, loss and speed of each exported file in words."""
-    for row in report.exported:
-        time = report.time(row)
-        sentences = [_reaches(row, time)]
-        if row.retention is not None:
-            sentences.append(f"Keeps {percent(row.retention)} % of its teacher's OOD accuracy.")
-        if cost := _cost(row):
-            sentences.append(f"Export: {cost}.")
-        sentences.append(_detects(of(report.unknowns, row)))
-        if time.cv > WIDE_CV:
-            sentences.append(
-                f"Its latencies vary widely (coefficient of variation {time.cv:.2f}), so its percentiles are uncertain."
-            )
-        sentences.append(_against_fp32(report, row))
-        yield Text(" ".join(filter(None, sentences)), _name(report, row))
-
-
-def _reaches(row: SummaryRow, time: LatencyRow) -> str:
-    places = [f"{percent(row.id)} % top-1 in domain"] if row.id is not None else []
-    adapted = {k.partition(":")[2]: v for k, v in row.apart.items() if k.startswith("adapted:")}
-    unseen = (row.ood, row.ood_avg, "unseen")
-    for values, average, what in (unseen, (adapted, row.adapted_avg, "adapted")):
-        if values:
-            worst = min(values, key=lambda domain: values[domain])
-            where = worst if len(values) == 1 else f"{len(values)} {what} domains"
-            lowest = f" (worst {worst}: {percent(values[worst])} %)" if len(values) > 1 else ""
-            places.append(f"{percent(average)} % on {where}{lowest}")
-    gap = "" if row.gap is None else f", a gap of {percent(row.gap)} points"
-    low, high = (ms(end) for end in time.p50_ci95_ms)
-    speed = f"one image takes {ms(time.p50_ms)} ms (p50, 95 % CI {low}–{high})"
-    return f"{', '.join(places)}{gap}; {speed}." if places else f"{speed.capitalize()}."
-
-
-def _detects(rows: Sequence[UnknownRow]) -> str:
-    """Describe detection on the suite of unknown images with the lowest AUROC."""
-    if not rows:
-        return ""
-    row = min(rows, key=lambda one: one.msp.auroc)
-    low, high = row.msp.auroc_ci95
-    worst = "" if len(rows) == 1 else f", the worst of {len(rows)} suites,"
-    text = (
-        f"Its confidence detects {row.suite}{worst} with an AUROC of {percent(row.msp.auroc)} % "
-        f"({percent(low)}–{percent(high)}; 50 is chance)"
-    )
-    cost = row.msp.auroc_cost
-    if cost is None or cost.ci95[0] <= 0 <= cost.ci95[1]:
-        return f"{text}."
-    change = "less" if cost.value > 0 else "more"
-    return f"{text}, {abs(100 * cost.value):.1f} points {change} than before export."
-
-
 def notes(report: Report) -> list[str]:
-    """Return the fastest runtime, INT8 slower than FP32, excluded images, unsettled measurements, a busy machine."""
-    texts = [*_slower_int8(report), *fastest(report), *_excluded(report)]
+    """Return INT8 slower than FP32, unsettled measurements, what a latency leaves out, throttling, a busy machine."""
+    texts = list(_slower_int8(report))
     for row in report.exported_latency:
         who = f"{row.run}: {row.subject}"
         if not row.settled:
@@ -241,40 +158,6 @@ def _slower_int8(report: Report) -> Iterator[str]:
         if speed is not None and (speed.withheld or speed.ratio >= 1):
             claim = f"{slow.run}: {slow.subject} {in_words(speed, fast.subject)}"
             yield f"{claim}." if speed.withheld else f"{claim}: here INT8 saves space, not time."
-
-
-def fastest(report: Report) -> Iterator[str]:
-    """Yield for each run and device with files of several runtimes the fastest, and the best of the next runtime."""
-    rows = sorted(report.exported_latency, key=lambda row: row.p50_ms)
-    for run, device in dict.fromkeys((row.run, row.device) for row in report.exported_latency):
-        first, *others = (row for row in rows if (row.run, row.device) == (run, device))
-        other = next((row for row in others if row.provider != first.provider), None)
-        if other is None:
-            continue
-        where = "here" if device == HERE else f"on {device}"
-        speed = report.speed_of(other, first)
-        if speed is None or speed.withheld is not None:
-            reason = "it was not measured" if speed is None else speed.withheld
-            yield f"{run}: no runtime is named the fastest {where}: {reason}."
-            continue
-        pairs = ((row.subject, report.speed_of(row, first)) for row in others)
-        level = [name for name, pair in pairs if pair is not None and pair.withheld is not None]
-        beside = f", not distinguished from {', '.join(level)}" if level else ""
-        yield (
-            f"{run}: the fastest file {where} is {first.subject} ({first.provider}; p50 {ms(first.p50_ms)} "
-            f"ms{beside}); {other.subject}, the best of another runtime, {in_words(speed, 'it')}."
-        )
-
-
-def _excluded(report: Report) -> Iterator[str]:
-    """Yield how many images the suites leave out because training has seen them."""
-    count = {suite.suite: sum(suite.excluded.values()) for suite in report.suites if suite.excluded}
-    if count:
-        each = ", ".join(f"{name} {number:,}" for name, number in count.items())
-        yield (
-            f"{sum(count.values()):,} images are left out of the suites, since training or another suite has them: "
-            f"{each}."
-        )
 
 
 def takes_floats(facts: Mapping[str, Any]) -> bool:

@@ -14,59 +14,16 @@ from typer.testing import CliRunner
 import edgekd
 from edgekd.api import check_data
 from edgekd.benchmark import device as devices
-from edgekd.benchmark.gates import parse_gates
 from edgekd.benchmark.report import write
 from edgekd.benchmark.results.storage import read_report
 from edgekd.cli import app, main
 from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.core.formats import Precision
 from edgekd.data.image_set import load_images
-from edgekd.evaluation.candidates import Candidate, available, make_candidates, prune
+from edgekd.evaluation.auto_target import available, make_candidates
 from edgekd.evaluation.data_check import near_pairs
 
 pytestmark = pytest.mark.usefixtures("own_cache", "graphs_once")
-
-
-def file(
-    name: str, precision: Precision, mb: float, p50: float | None, p90: float = 0.0
-) -> Candidate:
-    return Candidate(name, Path(name), precision, mb, p50, None if p50 is None else p90 or p50)
-
-
-def names(*found: Candidate, gates: tuple[str, ...] = ()) -> list[str]:
-    return [one.name for one in prune(found, parse_gates(gates))[0]]
-
-
-def test_a_slower_file_goes_where_another_is_as_exact_and_as_small() -> None:
-    fast = file("a", "fp32", 10.0, 1.0)
-    assert names(fast, file("b", "fp32", 10.0, 1.4)) == ["a"]
-    # Within the noise of the quick clock, smaller, or more exact: each may still be chosen.
-    assert names(fast, file("b", "fp32", 10.0, 1.2)) == ["a", "b"]
-    assert names(fast, file("b", "fp16", 5.0, 9.0)) == ["a", "b"]
-    assert names(file("a", "int8", 1.0, 1.0), file("b", "fp32", 10.0, 9.0)) == ["a", "b"]
-    # A device's files have no quick latency.
-    assert names(fast, file("b", "fp32", 10.0, None)) == ["a", "b"]
-
-
-def test_of_files_that_differ_in_padding_the_faster_one_is_measured() -> None:
-    padded, bare = file("a-int8", "int8", 4.0, 1.0), file("a-int8-unpadded", "int8", 3.9, 0.99)
-    assert names(padded, bare) == ["a-int8-unpadded"]
-    assert names(padded, file("a-int8-unpadded", "int8", 3.9, 1.01)) == ["a-int8"]
-    assert names(padded, file("a-int8-unpadded", "int8", 3.9, None)) == [
-        "a-int8",
-        "a-int8-unpadded",
-    ]
-
-
-def test_the_budget_leaves_out_what_is_far_beyond_it() -> None:
-    small, big = file("small", "int8", 4.0, 30.0), file("big", "fp32", 16.0, 9.0)
-    assert names(small, big, gates=("mb<=5",)) == ["small"]
-    assert names(small, big, gates=("p90_ms<=19",)) == ["big"]
-    assert names(small, big, gates=("p90_ms<=21",)) == ["small", "big"]  # the quick clock is rough
-    # The nearest is looked for among all where none is within.
-    assert names(small, big, gates=("mb<=1",)) == ["small", "big"]
-    assert dict(prune([small, big], parse_gates(["mb<=5"]))[1]).keys() == {"big"}
 
 
 @pytest.mark.parametrize(
@@ -118,9 +75,10 @@ def test_the_best_file_for_a_device_without_a_runtime(
     assert measured == {f"onnxruntime-{kind}@local" for kind in kinds}
     base = folder / "artifacts" / "onnxruntime-fp32" / "model.onnx"
     base.write_bytes(b"damaged")
-    tried = make_candidates(ExportConfig.load(run=folder, target="auto", device="local"), ())
-    assert "onnxruntime-fp32" in dict(tried.left_out)
-    assert folder / "artifacts" / "onnxruntime-int8" in tried.folders
+    config = ExportConfig.load(run=folder, target="auto", device="local")
+    folders, left_out = make_candidates(config)
+    assert "onnxruntime-fp32" in dict(left_out)
+    assert folder / "artifacts" / "onnxruntime-int8" in folders
     bare, padded = (
         (folder / "artifacts" / f"onnxruntime-{kind}" / "model.onnx").stat().st_size
         for kind in ("int8-unpadded", "int8")
@@ -232,6 +190,5 @@ def test_the_teacher_finds_a_wrong_label(tmp_path: Path) -> None:
     assert len(doubts) <= 4
     assert found.zero_shot > 0.8
     assert "wrong0.png" in out.read_text()
-    assert "--near" not in "".join(found.summary())
     loose = check_data(tmp_path / "data", teacher="toy", near=0.1, out=out, overwrite=True)
-    assert "--near" in "".join(loose.summary())  # nearly every image has a neighbour
+    assert len(loose.near_duplicates) > len(found.near_duplicates)

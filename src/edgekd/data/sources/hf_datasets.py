@@ -39,7 +39,7 @@ class TableBytes:
 
 
 def list_table(spec: str, *, labelled: bool) -> Source:
-    """List the images of a dataset; see `sources.open_packed`.
+    """List the images of a dataset; see `sources.open_source`.
 
     Without a split, `train`, `validation` and `test` are taken, as the parts that they name.
     """
