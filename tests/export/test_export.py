@@ -220,33 +220,26 @@ def test_other_precisions_pass_parity_and_are_the_same_network(
     assert after - before == Counter()
 
 
-def test_openvino_takes_floats(fp32: Path, tmp_path: Path) -> None:
+def test_openvino_takes_floats_and_an_accuracy_budget(fp32: Path, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
-    artifact = float_file(tmp_path / "a", "int8", "openvino", fp32_path=fp32 / "model.onnx")
+    expected, base, images = (
+        torch_logits(build(), IMAGES),
+        fp32 / "model.onnx",
+        pictures(48, seed=3),
+    )
+    labels = torch_logits(build(), images).argmax(axis=1)
+    limits = AccuracyBudget(images, labels, images, 0.0, 0.0, min_agreement=1.0)
+    artifact = float_file(tmp_path / "a", "int8", "openvino", budget=limits, fp32_path=base)
     assert artifact.parity["passed"] is True
+    assert artifact.quantization is not None
+    assert artifact.quantization["mixed"]["agreement"] == 1.0
     taken = openvino.Core().read_model(tmp_path / "a" / "model.xml").input(0)
     assert str(taken.get_element_type()) == "<Type: 'float32'>"
     assert taken.partial_shape[1].get_length() == 3
-    found, expected = (
-        open_session(tmp_path / "a", threads=1).run(IMAGES),
-        torch_logits(build(), IMAGES),
-    )
+    found = open_session(tmp_path / "a", threads=1).run(IMAGES)
     np.testing.assert_allclose(found, expected, rtol=0, atol=0.05 * np.ptp(expected))
     agents = open_model(tmp_path / "a", threads=1).run(IMAGES[:1])
     np.testing.assert_allclose(agents, found[:1], atol=1e-6)
-
-
-@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "openvino"])
-def test_an_accuracy_budget_works_for_every_target(target: str, fp32: Path, tmp_path: Path) -> None:
-    if target == "openvino":
-        pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
-    images, base = pictures(48, seed=3), fp32 / "model.onnx"
-    labels = torch_logits(build(), images).argmax(axis=1)
-    limits = AccuracyBudget(images, labels, images, 0.0, 0.0, min_agreement=1.0)
-    artifact = float_file(tmp_path / "a", "int8", target, budget=limits, fp32_path=base)
-    assert artifact.quantization is not None
-    assert artifact.quantization["mixed"]["agreement"] == 1.0
-    assert artifact.parity["passed"] is True
 
 
 def test_names_and_words(tmp_path: Path) -> None:

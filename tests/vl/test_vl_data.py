@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from torch.nn.functional import normalize
+from vl_fakes import SMALL
 from vl_fakes import colours as colours
 
 from edgekd.configs.vl import CONTROLS, VlTrainConfig
@@ -169,15 +170,8 @@ TEXTS = ["red dog", "is there a red dog", "blue"]
 
 def small_student(**changes: Any) -> VlStudent:
     torch.manual_seed(0)
-    settings = {
-        "student": "test_resnet",
-        "size": 64,
-        "width": 16,
-        "heads": 2,
-        "layers": 2,
-        "task": "ve",
-    }
-    config = VlTrainConfig.load(**settings | {"task": "ve", "control": "none"} | changes)
+    settings = SMALL | {"size": 64, "task": "ve", "control": "none"} | changes
+    config = VlTrainConfig.load(**settings)
     rows = tokens.token_rows(tokens.tokenize(TEXTS, LENGTH))
     student, _, grid = build_student(config, rows, LENGTH, 3)
     assert config.blind or grid[0] * grid[1] == student.patches
