@@ -31,7 +31,6 @@ from edgekd.distill.inputs.batches import (
     Sampler,
     make_sampler,
     open_store,
-    squashed,
 )
 from edgekd.distill.inputs.cache import EmbeddingCache, caching_teacher, fill_views
 from edgekd.distill.inputs.restyle import RestylePolicy
@@ -74,16 +73,11 @@ def test_each_image_comes_once_per_pass_and_its_visits_are_counted() -> None:
     # 60 places each: 5 passes over 12 images, 12 passes over 5.
     assert [seen[i] for i in range(12)] == [5] * 12
     assert [seen[i] for i in range(12, 17)] == [12] * 5
-
-
-def test_a_step_is_a_pure_function_of_seed_and_step() -> None:
-    forwards = [sampler((9, 11), 6, seed=5).step(step) for step in range(20)]
-    made = sampler((9, 11), 6, seed=5)
-    for step in reversed(range(20)):
-        again = made.step(step)
-        assert all(np.array_equal(a, b) for a, b in zip(forwards[step], again, strict=True))
-    other = [sampler((9, 11), 6, seed=6).step(step)[0] for step in range(20)]
-    assert any(not np.array_equal(a[0], b) for a, b in zip(forwards, other, strict=True))
+    # A step is a pure function of seed and step.
+    again = sampler((12, 5), 4)
+    for step in (7, 3):
+        assert np.array_equal(again.step(step), sampler((12, 5), 4).step(step))
+    assert not np.array_equal(again.step(3), sampler((12, 5), 4, seed=6).step(3))
 
 
 def made_sampler(
@@ -299,18 +293,6 @@ def test_stores_by_side_and_content(images: ImageSet, make_image: Make, tmp_path
     index = changed.ids.index("art/cat/0000.png")
     found = open_store(changed, 24).batch(np.array([index]))[0]
     assert np.array_equal(found, expected(changed, index, 24))
-
-
-def test_large_jpegs_read_at_reduced_size_look_the_same(tmp_path: Path, own_cache: Path) -> None:
-    x, y = np.meshgrid(np.linspace(0, 9, 800), np.linspace(0, 7, 600))
-    waves = 127.5 + 100 * np.stack([np.sin(x), np.cos(y), np.sin(x + y)], axis=-1)
-    for name in ("cat", "dog"):
-        (tmp_path / name).mkdir()
-        Image.fromarray(waves.astype(np.uint8)).save(tmp_path / name / "1.jpg", quality=95)
-        waves = 255 - waves
-    images = load_images(str(tmp_path))
-    difference = squashed(images, 0, 60).astype(int) - expected(images, 0, 60)
-    assert np.abs(difference).mean() < 2
 
 
 @pytest.mark.parametrize(("balance", "rare"), [("domains", 0.2), ("classes", 0.5)])

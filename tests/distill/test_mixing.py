@@ -87,19 +87,6 @@ def test_a_mixed_image_has_both_losses_in_proportion() -> None:
         assert found == pytest.approx(part * first + (1 - part) * second, rel=1e-5)
 
 
-def test_mixed_distillation_pulls_to_the_mixture_of_both_teachers() -> None:
-    """`λ KL(p‖q) + (1−λ) KL(p'‖q)` and `KL(λp + (1−λ)p' ‖ q)` have the same gradient."""
-    batch, order, part = draw(), torch.arange(B).roll(1), 0.3
-    own = torch.full((B,), part, dtype=torch.float64)
-    mixed = replace(batch, partner=permuted(batch, order), own=own)
-    objective(mixed, {"logit_kd": TermSpec(1.0, {"temperature": 1.0})})[0].backward()
-    logits = batch.logits.detach().requires_grad_()
-    teacher = batch.teacher_logits().softmax(dim=-1).detach()
-    target = part * teacher + (1 - part) * teacher[order]
-    (-(target * logits.log_softmax(dim=-1)).sum(dim=-1).mean()).backward()
-    assert torch.allclose(batch.logits.grad, logits.grad, atol=1e-6)
-
-
 def test_smoothing_and_weights_are_those_of_torch() -> None:
     batch = draw()
     classes = batch.logits.shape[1]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,18 +143,6 @@ def test_what_cannot_go_together_is_refused(settings: dict[str, Any], said: str)
     with pytest.raises(EdgekdError, match=said) as caught:
         settle(TrainConfig.model_validate(settings))
     assert caught.value.hint
-
-
-def test_a_file_of_captions_brings_its_term(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    chosen = settle(TrainConfig(recipe="vlm-ood", captions=Path("c.json")))
-    assert get_recipe("vlm-ood", chosen.stages).stages[0].terms["caption_nce"].weight == 1
-    assert chosen.captions == tmp_path / "c.json"
-    own = {"train": {"terms": {"caption_nce": 0.3}}}
-    settled = settle(TrainConfig(recipe="vlm-ood", captions=Path("c.json"), stages=own))
-    assert settled.stages == own
 
 
 def test_a_recipe_brings_its_student_and_projector() -> None:

@@ -50,15 +50,18 @@ def terms(folder: Path) -> dict[str, float]:
 
 
 def test_descriptions_are_in_the_bank_that_trains_and_predicts(
-    run: Trainer, tmp_path: Path, tiny_teacher: Path
+    run: Trainer, tmp_path: Path, tiny_teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "d.json").write_text('{"cat": "A small cat.", "dog": ["It barks.", "It runs."]}')
+    told = {"cat": ["very " * 40 + "small"], "dog": ["It barks.", "It runs."]}
+    (tmp_path / "d.json").write_text(json.dumps(told))
     folder = run(recipe="vlm-ood", descriptions=str(tmp_path / "d.json"))
-    kept = json.loads((folder / "descriptions.json").read_text())
-    assert kept == {"cat": ["A small cat."], "dog": ["It barks.", "It runs."]}
+    printed = capsys.readouterr().err
+    assert printed.count("longer than the teacher reads") == 1
+    assert '"cat" has' in printed
+    assert json.loads((folder / "descriptions.json").read_text()) == told
     bank = load_run(folder).bank
     assert bank.described
-    texts = ("cat . A small cat.", "dog . It barks.", "dog . It runs.")
+    texts = (f"cat . {told['cat'][0]}", "dog . It barks.", "dog . It runs.")
     teacher: Any = load_teacher(f"local-dir:{tiny_teacher}")
     own = unit(teacher.embed_texts([f"a photo of a {text}" for text in texts]))
     expected = unit(torch.stack([own[0], own[1:].mean(dim=0)]))
@@ -71,11 +74,12 @@ def test_captions_are_embedded_once_and_trained_on(
     names = load_images(settings["data"]).ids
     captions = {name: f"image {number % 5}" for number, name in enumerate(names)}
     (tmp_path / "c.json").write_text(json.dumps(captions))
+    own = {"train": {"terms": {"caption_nce": 0.3}}}
     changes: dict[str, Any] = {"recipe": "vlm-ood", "captions": tmp_path / "c.json"}
     assert set(terms(run(**changes))) == {"text_ce", "im_nce", "vlprox", "caption_nce"}
     shards = list((own_cache / "embeddings").glob("*-captions/*.keys.npy"))
     assert len(shards) == 1
-    run(**changes, overwrite=True)
+    assert load_run(run(**changes, stages=own, overwrite=True)).config.stages == own
     assert list((own_cache / "embeddings").glob("*-captions/*.keys.npy")) == shards
     (tmp_path / "c.json").write_text("{}")
     with pytest.raises(EdgekdError, match="no caption for"):
@@ -96,16 +100,6 @@ def test_domain_texts_need_domains(run: Trainer, tmp_path: Path) -> None:
     shutil.rmtree(data / "art")  # one source domain and the unseen one remain
     with pytest.raises(EdgekdError, match="compares source domains, and there is 1"):
         run(recipe="rise", data=str(data))
-
-
-def test_prompts_that_are_too_long_are_reported_once_with_the_class(
-    run: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "d.txt").write_text("cat: " + "very " * 40 + "small\ndog: It barks.\n")
-    run(recipe="rise", prompts="photo", descriptions=str(tmp_path / "d.txt"))
-    printed = capsys.readouterr().err
-    assert printed.count("longer than the teacher reads") == 1
-    assert '"cat" has 49 tokens, 16 fit' in printed
 
 
 @pytest.fixture(scope="module")

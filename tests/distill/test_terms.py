@@ -208,16 +208,6 @@ def test_a_term_counts_the_images_that_it_has_a_target_for(name: str) -> None:
     assert value == pytest.approx(float(alone), rel=1e-6)
 
 
-def test_gradients_of_unlabelled_images_come_from_terms_without_labels_alone() -> None:
-    batch, alone = draw(), draw()
-    batch = replace(batch, labels=torch.full_like(batch.labels, -1))
-    loss, values = objective(batch, {"cos_text": TermSpec(1.0), "cos_img": TermSpec(1.0)})
-    loss.backward()
-    objective(alone, {"cos_img": TermSpec(1.0)})[0].backward()
-    assert values["cos_text"] == 0
-    assert torch.allclose(batch.embedding.grad, alone.embedding.grad)
-
-
 @pytest.mark.parametrize("term", ["im_nce", "caption_nce"])
 def test_three_processes_give_the_values_and_gradients_of_one(term: str) -> None:
     whole, terms = draw(5, batch=12), {term: TermSpec(1.0)}

@@ -8,12 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from export_fakes import (
-    Block,
-    logits,
-    pictures,
-    write_onnx,
-)
+from export_fakes import Block, logits, pictures, write_onnx
 from onnx import numpy_helper
 
 from edgekd.core.errors import EdgekdError, GateFailed

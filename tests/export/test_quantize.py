@@ -19,13 +19,7 @@ from edgekd.export.onnx.graphs import Graph, attribute, rewrite, to_half
 from edgekd.export.quantize import calibration as calibrators
 from edgekd.export.quantize import calibration as ranges
 from edgekd.export.quantize import qdq
-from edgekd.export.quantize.calibration import (
-    BINS,
-    entropy,
-    mse,
-    percentile,
-    rounding_error,
-)
+from edgekd.export.quantize.calibration import BINS, entropy, mse, percentile, rounding_error
 from edgekd.export.quantize.integer_form import can_be_padded, integer_form
 from edgekd.export.quantize.onnx_scheme import OnnxScheme, correct_biases
 from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8, safe_scales
