@@ -54,9 +54,7 @@ def test_domain_layout(tmp_path: Path, make_domain_folder: Make) -> None:
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "Validation"])
-def test_role_layout_and_classes_by_value(
-    tmp_path: Path, make_domain_folder: Make, val: str
-) -> None:
+def test_roles_and_classes_by_value(tmp_path: Path, make_domain_folder: Make, val: str) -> None:
     layout = {"domains": ("train", val, "test"), "classes": ("10", "9")}
     images = load_images(make_domain_folder(tmp_path, **layout, count=1))
     assert (images.classes, images.domains) == (("9", "10"), ("all",))
@@ -128,9 +126,7 @@ def test_manifests_and_class_names_that_do_not_fit(
     assert message in str(refusal(root if name == "classes.txt" else root / name))
 
 
-def test_gaps_are_reported(
-    tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gaps(tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]) -> None:
     root = make_domain_folder(
         tmp_path, classes=("cat", "dog", "fire hydrant", "fire_hydrant"), count=1
     )
@@ -163,9 +159,7 @@ def test_unreadable_files_are_left_out_and_counted_once(
         assert f"(for example {name})" in text
 
 
-def test_links_in_circles_end_and_odd_names_are_read(
-    tmp_path: Path, make_domain_folder: Make
-) -> None:
+def test_links_in_circles_and_odd_names(tmp_path: Path, make_domain_folder: Make) -> None:
     root = make_domain_folder(tmp_path / "data", count=1)
     (root / "art" / "cat" / "up").symlink_to(root)
     (root / "again").symlink_to(root)
@@ -214,7 +208,7 @@ def test_csv_and_parquet_manifests(
         assert "1 × missing (for example store/cat/gone.png)" in text
 
 
-def test_spellings_of_one_file(
+def test_spellings(
     tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_domain_folder(tmp_path, domains=(), count=1)

@@ -67,9 +67,7 @@ def content_of(images: ImageSet) -> dict[str, tuple[str, str, bytes]]:
     }
 
 
-def test_shards_equal_the_folder(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_of_a_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = pack(folder, tmp_path / "shards", as_json)
     packed, plain = load_images(spec), load_images(folder)
     assert content_of(packed) == content_of(plain)
@@ -171,9 +169,7 @@ def saved(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
-def test_a_dataset_equals_the_folder(
-    saved: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dataset_on_disk(saved: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = load_images(f"hf:{saved}")
     assert content_of(found) == content_of(load_images(folder))
     assert [found.roles.count(role) for role in ("train", "val", "test")] == [10, 5, 5]
@@ -310,9 +306,7 @@ def test_a_shard_that_is_damaged_is_named(folder: Path, tmp_path: Path, damage: 
         load_images(spec)
 
 
-def test_members_that_are_no_images(
-    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_odd_members(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = pack(folder, tmp_path / "shards", as_json, n=1)
     shard = tmp_path / "shards" / "000.tar"
     endless = SPARSE | {"GNU.sparse.realsize": str(1 << 40)}

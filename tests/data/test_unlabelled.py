@@ -97,9 +97,7 @@ def test_unlabelled_images_are_appended(labelled: tuple[ImageSet, Split], tmp_pa
     assert set(cut.unlabelled.values()) == set(sorted(made.unlabelled.values())[:2])
 
 
-def test_the_split_keeps_unlabelled_images(
-    labelled: tuple[ImageSet, Split], tmp_path: Path
-) -> None:
+def test_unlabelled_images_of_a_split(labelled: tuple[ImageSet, Split], tmp_path: Path) -> None:
     images, split = labelled
     source = paint(tmp_path / "more", *(f"{number}.png" for number in range(30)))
     _, made = with_unlabelled(images, split, [str(source)])
@@ -135,9 +133,7 @@ def test_images_of_the_split_do_not_train_without_labels(
         with_unlabelled(images, split, [str(root)])
 
 
-def test_half_of_the_unseen_domain_adapts(
-    tmp_path: Path, make_domain_folder: Callable[..., Path]
-) -> None:
+def test_half_of_a_domain_adapts(tmp_path: Path, make_domain_folder: Callable[..., Path]) -> None:
     images = load_images(make_domain_folder(tmp_path / "data", domains=("photo", "sketch")))
     split = run_split(TrainConfig(data="x", adapt=4), images)
     half = untested_half(images, split)

@@ -271,9 +271,7 @@ def expected(images: ImageSet, index: int, side: int) -> np.ndarray:
     return np.asarray(images.read(index).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def test_a_store_decodes_every_image_once(
-    images: ImageSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_decodes_images_once(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.array([15, 0, 5, 5])
     batch = open_store(images, 24).batch(rows)
     assert batch.dtype == np.uint8

@@ -195,9 +195,7 @@ def test_pickled_code_is_refused_and_not_run(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])
 @pytest.mark.parametrize("content", [b"", b"text", None, [1, 2], {1: torch.zeros(1)}], ids=str)
-def test_damaged_files(
-    ending: str, content: Any, reference: torch.nn.Module, tmp_path: Path
-) -> None:
+def test_damage(ending: str, content: Any, reference: torch.nn.Module, tmp_path: Path) -> None:
     path = tmp_path / f"w{ending}"
     if content is None:
         (save_file if ending == ".safetensors" else torch.save)(reference.state_dict(), path)

@@ -173,7 +173,7 @@ def test_pixels_are_open_clips(tmp_path: Path, shape: Any, mode: str, interpolat
     ],
     ids=str,
 )
-def test_settings_that_open_clip_does_not_take_are_refused(
+def test_odd_settings_are_refused(
     tiny_teacher: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     folder = change_config(copied(tiny_teacher, tmp_path), "preprocess_cfg", **changes)
@@ -244,7 +244,7 @@ def test_siglip_reads_with_its_own_tokenizer(tmp_path: Path) -> None:
     assert torch.allclose(bank.vectors, expected.T, atol=1e-5)
 
 
-def test_without_transformers_the_extra_is_named(
+def test_missing_transformers(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copied(tiny_teacher, tmp_path)
@@ -313,7 +313,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize(("damage", "named"), DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_folder_is_refused(
+def test_damage(
     tiny_teacher: Path, tmp_path: Path, damage: Callable[[Path], object], named: str
 ) -> None:
     folder = copied(tiny_teacher, tmp_path)
@@ -504,7 +504,7 @@ def test_what_is_there_already_stays_and_a_copy_that_differs_is_not_kept(
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_fetched_weights_train_elsewhere(
+def test_fetched_weights(
     tmp_path: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = f"local-dir:{tiny_teacher}"

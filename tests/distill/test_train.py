@@ -268,9 +268,7 @@ def saved_steps(monkeypatch: pytest.MonkeyPatch, note: Callable[[int, Any], obje
     monkeypatch.setattr(training.Checkpoint, "save", watch)
 
 
-def test_the_clock_makes_a_checkpoint_due_too(
-    run: Trainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_clock_makes_a_checkpoint_due(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
     saved_steps(monkeypatch, lambda done, _: saved.append(done))
     run(recipe="erm", steps=3, checkpoint_every=1000, checkpoint_minutes=1e-9)
@@ -313,7 +311,7 @@ def test_a_signal_reaches_all_processes(base: dict[str, Any], tmp_path: Path) ->
     assert f"after step {done} " in told
 
 
-def test_a_dead_process_is_named(
+def test_a_dead_process(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Fabric:
@@ -402,9 +400,7 @@ def test_an_existing_folder_is_kept_unless_told_otherwise(run: Trainer, tmp_path
     assert not (folder / "text_bank.safetensors").exists(), "it belonged to the earlier run"
 
 
-def test_a_second_training_to_one_folder_is_refused(
-    run: Trainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_trainings_to_one_folder(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = []
 
     def second() -> None:
@@ -420,7 +416,7 @@ def test_a_second_training_to_one_folder_is_refused(
     assert {path.name for path in made.folder.iterdir()} >= {"run.json", "config.json"}
 
 
-def test_a_file_that_comes_meanwhile_is_kept(
+def test_files_that_come_late(
     run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = training.load_data
@@ -481,9 +477,7 @@ def test_numbers_that_are_not_finite_stop_a_run(run: Trainer, tmp_path: Path, st
     assert not {"run.json", "student.safetensors"} & {p.name for p in (tmp_path / "run").iterdir()}
 
 
-def test_best_keeps_the_best_validated_weights(
-    run: Trainer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_best_keeps_the_best_weights(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     right, domains = np.array([False, True, True, True]), np.array([0, 0, 0, 1])
     assert domain_mean(right, domains) == pytest.approx((2 / 3 + 1) / 2)  # every domain alike
     accuracies = iter([0.25, 0.75, 0.5, 0.75])
@@ -523,9 +517,7 @@ def black_box(path: Path, ids: Sequence[str]) -> tuple[str, dict[str, Any]]:
     return f"embeddings:{path}", arrays
 
 
-def test_embeddings_of_a_black_box_train(
-    run: Trainer, base: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_black_box_trains(run: Trainer, base: dict[str, Any], tmp_path: Path) -> None:
     names = load_images(base["data"]).ids
     teacher, arrays = black_box(tmp_path / "teacher.npz", names)
     loaded = load_run(run(teacher=teacher, centre=True, steps=1).folder)
@@ -560,9 +552,7 @@ def test_unlabelled_images_train_beside_labelled_ones(run: Trainer, camera: Path
         run(recipe="erm", overwrite=True, **settings)
 
 
-def test_images_of_no_class_are_left_out(
-    run: Trainer, camera: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_of_no_class(run: Trainer, camera: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = text_targets.plain_embeddings
 
     def clear_cut(teacher: Any, images: ImageSet, indices: np.ndarray, *rest: Any) -> torch.Tensor:
@@ -580,7 +570,7 @@ def test_images_of_no_class_are_left_out(
     assert set(load_run(made.folder).data()[1].unlabelled) == {"1.png", "4.png"}
 
 
-def test_a_black_box_must_hold_the_unlabelled_images(
+def test_images_a_black_box_lacks(
     run: Trainer, base: dict[str, Any], camera: Path, tmp_path: Path
 ) -> None:
     unlabelled, ids = [str(camera)], load_images(base["data"]).ids

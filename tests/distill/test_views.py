@@ -96,9 +96,7 @@ def test_a_crop_shows_what_pillow_cuts_from_the_same_box() -> None:
         ("saturation", adjust_saturation),
     ],
 )
-def test_colours_match_torchvision(
-    kind: str, adjust: Callable[[torch.Tensor, float], torch.Tensor]
-) -> None:
+def test_colours(kind: str, adjust: Callable[[torch.Tensor, float], torch.Tensor]) -> None:
     params, image, view = drawn("c", only(**{kind: 0.3}))
     matrix = params.colour[0]
     # Saturation s mixes: s + (1 - s)·0.299 on the diagonal, (1 - s)·0.299 beside it.

@@ -203,7 +203,7 @@ def test_int8_leaves_layers_in_float_whose_steps_half_precision_cannot_hold(tmp_
     assert artifact.parity["passed"] is True
 
 
-def test_layers_that_half_precision_would_ruin_stay_in_float32(
+def test_layers_stay_in_float32_if_need_be(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Activations reach about 10⁶ inside; the student itself gives ordinary logits."""
@@ -260,9 +260,7 @@ def test_what_cannot_be_exported_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_and_a_missing_package_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_and_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:  # coremltools' words where the temporary folder is full
         raise RuntimeError(
             "[MIL FileWriter]: Unknown error occurred while writing data to the file."
@@ -285,9 +283,7 @@ def test_a_full_disk_and_a_missing_package_are_named(
             read_program(tmp_path / package)
 
 
-def test_session_orders_the_classes_and_takes_logarithms(
-    fp16: Artifact, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_session_gives_log_probabilities(fp16: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """What surrounds Core ML, with a stand-in for Core ML itself."""
     seen: list[tuple[int, int]] = []
 
@@ -366,9 +362,7 @@ TO_UINT8 = {"scale": 0.5, "zero_point": 0, "output_dtype": "uint8"}
         ("dequantize", [4.0, 127], {"scale": 0.5, "zero_point": 3}, [0.5, 62]),
     ],
 )
-def test_values_by_hand(
-    kind: str, x: list[Any], given: dict[str, Any], expected: list[Any]
-) -> None:
+def test_values(kind: str, x: list[Any], given: dict[str, Any], expected: list[Any]) -> None:
     name = "input" if "quantize" in kind else "x"
     result: Any = OPS[kind](**{name: torch.tensor(x)}, **given)
     np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5, atol=1e-6)

@@ -160,7 +160,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
     return home
 
 
-def test_a_run_is_exported_added_to_verified_and_measured(
+def test_a_run_through_every_verb(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     be_brief(monkeypatch)

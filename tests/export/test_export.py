@@ -204,7 +204,7 @@ def test_the_file_takes_what_other_programs_feed(floats: Path, fp32: Path) -> No
     ("target", "precision"),
     [("onnxruntime", "fp16"), ("onnxruntime", "int8"), ("tensorrt", "int8")],
 )
-def test_other_precisions_pass_parity_and_are_the_same_network(
+def test_float_input_changes_no_layer(
     fp32: Path, tmp_path: Path, target: str, precision: str
 ) -> None:
     base = fp32 / "model.onnx"

@@ -96,7 +96,7 @@ def test_files_of_8_bits_are_small_and_close(tmp_path: Path, target: str, precis
 @pytest.mark.parametrize(
     ("target", "name"), [("litert", "model.tflite"), ("executorch", "model.pte")]
 )
-def test_a_damaged_file_is_one_sentence(
+def test_damage(
     exported: Callable[[str, str], Path], tmp_path: Path, target: str, name: str
 ) -> None:
     folder = Path(shutil.copytree(exported(target, "fp32"), tmp_path / "a"))
@@ -132,9 +132,7 @@ def test_int8_stays_close_with_odd_ranges(target: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_program_of_its_test_kit_passes(
-    exported: Callable[[str, str], Path], tmp_path: Path, precision: str
-) -> None:
+def test_its_test_kit(exported: Callable[[str, str], Path], tmp_path: Path, precision: str) -> None:
     encoded = []
     for image in pictures(3, seed=4):
         buffer = io.BytesIO()
@@ -163,9 +161,7 @@ def test_an_agent_with_nothing_but_litert_gives_the_same_logits(
 
 
 @pytest.mark.parametrize("target", PACKAGES)
-def test_a_missing_package_names_the_extra(
-    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in PACKAGES[target]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(NotHere) as caught:
@@ -174,9 +170,7 @@ def test_a_missing_package_names_the_extra(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_agent_names_the_runtime_it_lacks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_agent_names_a_missing_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_agent(tmp_path / "agent.pyz")
     broken = "raise ImportError('no such wheel')"
     plant(monkeypatch, tmp_path / "planted", "ai_edge_litert", broken)

@@ -318,9 +318,7 @@ def test_torch_models_by_published_figures() -> None:
         ("mobilenetv4_conv_small", ["int8"]),
     ],
 )
-def test_models_of_the_zoo(
-    name: str, precisions: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_zoo_models(name: str, precisions: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     zoo = importlib.import_module("zoo")
     cells = zoo.run_model(name, ["onnxruntime", "tensorrt"], precisions)

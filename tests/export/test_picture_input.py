@@ -57,7 +57,7 @@ def resized(preprocess: Preprocess, picture: np.ndarray) -> np.ndarray:
     ("interpolation", "most", "share"), [("bicubic", 1, 0.005), ("bilinear", 2, 0.15)]
 )
 @pytest.mark.parametrize(("resize", "crop_pct"), [("squash", 1.0), ("crop", 0.875), ("crop", 0.9)])
-def test_the_graph_gives_pillows_pixels(
+def test_the_graph_resizes(
     resize: Any, crop_pct: float, interpolation: Any, most: int, share: float
 ) -> None:
     rule = Preprocess(size=32, resize=resize, crop_pct=crop_pct, interpolation=interpolation)
@@ -99,9 +99,7 @@ def test_a_file_takes_pictures(tmp_path: Path, precision: str, rule: dict[str, A
         np.testing.assert_allclose(from_prepared, torch_logits(model, prepared), atol=1e-5)
 
 
-def test_a_file_that_resizes_otherwise_is_set_aside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_resizes_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EdgekdError, match="nearest"):
         picture_file(tmp_path / "a", "fp32", Preprocess(size=32, interpolation="nearest"))
     with pytest.raises(EdgekdError, match="picture"):

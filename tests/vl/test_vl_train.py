@@ -49,7 +49,7 @@ def test_a_student_learns_what_only_the_picture_shows(small: Small, tmp_path: Pa
         export_vl(blind.folder)
 
 
-def test_a_stopped_run_resumes_to_the_very_same_student(
+def test_a_stopped_run_resumes(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dropout = {"student_options": {"drop_path_rate": 0.2}, "student": "test_vit", "size": 160}
