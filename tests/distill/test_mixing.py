@@ -34,30 +34,26 @@ def test_every_image_has_one_partner_and_a_part_of_its_own(mixup: float, cutmix:
     assert own.shape == (64, 1, 16, 16)
     assert own.min() >= 0
     assert own.max() <= 1
-    boxes = np.array([set(np.unique(row)) <= {0.0, 1.0} for row in own.numpy()])
-    constant = np.array([row.min() == row.max() for row in own.numpy()])
+    parts = own[:, 0].numpy()
+    boxes = np.array([set(np.unique(row)) <= {0.0, 1.0} for row in parts])
+    constant = np.ptp(parts, axis=(1, 2)) == 0
     assert (boxes | constant).all()
     if mixup and cutmix:
         assert 0.25 < boxes.mean() < 0.75
     else:
         assert boxes.all() == (not mixup)
+    for row in parts[boxes & ~constant]:  # a box is one rectangle
+        rows, columns = np.where(row == 0)
+        assert (np.ptp(rows) + 1) * (np.ptp(columns) + 1) == len(rows)
+    if (
+        not mixup
+    ):  # 1 - λ of Beta(1, 1) is even over 0–1; a box at the edge loses a part of its area
+        large = Mixing(0.0, 1.0, 64, seed=0).draw(0, 256)[1]
+        assert 0.25 < (large == 0).float().mean() < 0.5
     again, same = mixing.draw(7, 64)
     assert np.array_equal(again, partners)
     assert torch.equal(same, own)
     assert not np.array_equal(mixing.draw(8, 64)[0], partners)
-
-
-def test_a_cutmix_box_is_one_rectangle_of_the_drawn_area() -> None:
-    _, own = Mixing(0.0, 1.0, 64, seed=0).draw(0, 256)
-    inner = []
-    for row in own[:, 0].numpy():
-        rows, columns = np.where(row == 0)
-        if len(rows):
-            height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
-            assert height * width == len(rows)
-        inner.append(float((row == 0).mean()))
-    # 1 - λ of Beta(1, 1) is even over 0–1; a box at the edge loses a part of its area.
-    assert 0.25 < np.mean(inner) < 0.5
 
 
 TERMS = {
@@ -87,7 +83,7 @@ def test_a_mixed_image_has_both_losses_in_proportion() -> None:
         assert found == pytest.approx(part * first + (1 - part) * second, rel=1e-5)
 
 
-def test_smoothing_and_weights_are_those_of_torch() -> None:
+def test_smoothing_and_class_weights() -> None:
     batch = draw()
     classes = batch.logits.shape[1]
     weights = torch.linspace(0.5, 2, classes, dtype=torch.float64)
@@ -96,14 +92,11 @@ def test_smoothing_and_weights_are_those_of_torch() -> None:
     log = batch.logits.detach().log_softmax(dim=-1)
     target = 0.9 * torch.nn.functional.one_hot(batch.labels, classes) + 0.1 / classes
     assert found == pytest.approx(-(weights * target * log).sum(dim=-1).mean().item(), rel=1e-5)
-
-
-def test_class_weights_make_every_class_count_alike() -> None:
+    # Class weights make every class count alike.
     labels = np.array([0] * 6 + [1] * 2 + [3] * 4)
-    weights = class_weights(labels, 5).numpy()
-    sums = np.bincount(labels, weights[labels], minlength=5)
-    np.testing.assert_allclose(sums, [4, 4, 0, 4, 0])
-    assert weights[2] == weights[4] == 0
+    own = class_weights(labels, 5).numpy()
+    np.testing.assert_allclose(np.bincount(labels, own[labels], minlength=5), [4, 4, 0, 4, 0])
+    assert own[2] == own[4] == 0
 
 
 @pytest.fixture

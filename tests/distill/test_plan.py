@@ -33,26 +33,30 @@ def settled(**settings: Any) -> TrainConfig:
     return settle(TrainConfig.model_validate(settings))
 
 
-def test_defaults_of_a_toy_run() -> None:
+def test_defaults(tmp_path: Path) -> None:
     config = settled()
     assert (config.pretrained, config.bn, config.size) == ("toy", "frozen", TOY_SIZE)
     assert (config.steps, config.batch_size) == (TOY_STEPS, TOY_BATCH)
-    assert settled(recipe="kd").prompts == "domain"
+    assert (config.augment, config.balance) == ("restyle", "classes")
+    plain = settled(recipe="kd")
+    assert (plain.prompts, plain.augment, plain.balance) == ("domain", "plain", "domains")
     assert settled(recipe="lgd").prompts is None  # the recipe has an ensemble of its own
     random = settled(student="mobilenetv3_small")
     assert (random.pretrained, random.bn) == ("scratch", "train")
     assert settled(student="vit_tiny").lr == settled(student="deit_tiny_patch16_224").lr == 5e-4
     assert random.lr == settled(student="mobilevit_xxs").lr == 2e-3
     assert settled(student_weights="w.safetensors").bn == "frozen"
-
-
-def test_views_are_the_recipes_unless_unlabelled_images_train() -> None:
-    assert settled().augment == "restyle"
-    assert settled(recipe="kd").augment == "plain"
-    assert (settled().balance, settled(recipe="kd").balance) == ("classes", "domains")
     adapted = settled(unlabelled=["toy:sketch"])
     assert (adapted.augment, adapted.balance) == ("plain", "domains")
     assert settled(unlabelled=["toy:sketch"], augment="restyle").augment == "restyle"
+    # Real data start from the hub's weights with frozen statistics.
+    (tmp_path / "photos").mkdir()
+    real = settled(data="photos", teacher="local-dir:clip", student_weights=None)
+    assert (real.pretrained, real.bn, real.size) == ("hub", "frozen", None)
+    assert (real.steps, real.epochs) == (None, DEFAULT_EPOCHS)
+    assert real.data == str(tmp_path / "photos")
+    assert real.teacher == f"local-dir:{tmp_path / 'clip'}"
+    assert (real.lr or 1) < (config.lr or 0)
 
 
 def test_the_toy_teacher_is_for_other_images_only_by_name(tmp_path: Path) -> None:
@@ -69,16 +73,6 @@ def test_the_toy_teacher_is_for_other_images_only_by_name(tmp_path: Path) -> Non
     ):
         with pytest.raises(EdgekdError, match="No teacher was named"):
             unnamed()
-
-
-def test_real_data_start_from_the_hubs_weights_with_frozen_statistics(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    config = settled(data="photos", teacher="local-dir:clip", student_weights=None)
-    assert (config.pretrained, config.bn, config.size) == ("hub", "frozen", None)
-    assert (config.steps, config.epochs) == (None, DEFAULT_EPOCHS)
-    assert config.data == str(tmp_path / "photos")
-    assert config.teacher == f"local-dir:{tmp_path / 'clip'}"
-    assert (config.lr or 1) < (settled().lr or 0)
 
 
 def test_chosen_settings_stay(tmp_path: Path) -> None:
@@ -103,21 +97,17 @@ def folder(name: str, *, finished: bool, age: int) -> Path:
     return path
 
 
-def test_the_newest_finished_run_is_found() -> None:
+def test_the_newest_run_is_found_and_resumed_with_its_settings() -> None:
     with pytest.raises(EdgekdError, match="no finished run"):
         newest_run()
     folder("a", finished=True, age=10)
-    newest = folder("b", finished=True, age=5)
-    folder("c", finished=False, age=1)
+    newest = folder("done", finished=True, age=5)
     assert newest_run() == newest
-
-
-def test_resuming_takes_the_settings_it_was_started_with() -> None:
-    folder("done", finished=True, age=1)
     with pytest.raises(EdgekdError, match="no unfinished run"):
         settled(resume=True)
-    older = folder("older", finished=False, age=20)
-    newer = folder("newer", finished=False, age=10)
+    older = folder("older", finished=False, age=2)
+    newer = folder("newer", finished=False, age=1)
+    assert newest_run().name == "done"
     config = settled(resume=True, student="mobilenetv3", steps=99)
     assert (config.out, config.student, config.steps, config.resume) == (newer, "resnet18", 5, True)
     assert settled(resume=True, out=older).out == older
