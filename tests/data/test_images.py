@@ -141,32 +141,31 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
 def test_draft_never_goes_below_what_is_wanted() -> None:
     data = encoded(noise(640, 480), "JPEG")
     # Fractions JPEG offers: 1, 1/2, 1/4, 1/8 of 640 x 480.
-    assert decode(data, draft=241).size == (640, 480)
-    assert decode(data, draft=240).size == (320, 240)
-    assert decode(data, draft=100).size == (160, 120)
-    assert decode(data, draft=1).size == (80, 60)
+    for wanted, width in ((241, 640), (240, 320), (100, 160), (1, 80)):
+        assert decode(data, draft=wanted).size == (width, width * 3 // 4)
     assert decode(encoded(noise(640, 480), "PNG"), draft=10).size == (640, 480)
 
 
 def test_unreadable_files_have_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reason_of(tmp_path / "absent.png") == "missing"
-    (tmp_path / "empty.jpg").touch()
-    assert reason_of(tmp_path / "empty.jpg") == "empty file"
-    assert reason_of(tmp_path) == "not a regular file"
-    # EPS is an image to Pillow, which would hand it to Ghostscript.
-    for text in (
-        b"<html>not an image</html>",
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
-    ):
-        assert reason_of(text) == "not an image"
-    assert reason_of(encoded(Image.new("F", (4, 4), 0.5), "TIFF")) == "pixels of unknown range"
-    # Resized by their short side to 256 pixels they would have gigapixels.
-    for size in ((1, 30_000), (30_000, 2)):
-        assert reason_of(encoded(Image.new("RGB", size), "PNG")) == "over 100 times as long as wide"
-
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
+    (tmp_path / "empty.jpg").touch()
+    # EPS is an image to Pillow, which would hand it to Ghostscript.
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"
+    long, wide = (encoded(Image.new("RGB", size), "PNG") for size in ((1, 30_000), (30_000, 2)))
+    for source, reason in (
+        (tmp_path / "absent.png", "missing"),
+        (tmp_path / "empty.jpg", "empty file"),
+        (tmp_path, "not a regular file"),
+        (b"<html>not an image</html>", "not an image"),
+        (eps, "not an image"),
+        (encoded(Image.new("F", (4, 4), 0.5), "TIFF"), "pixels of unknown range"),
+        # Resized by their short side to 256 pixels they would have gigapixels.
+        (long, "over 100 times as long as wide"),
+        (wide, "over 100 times as long as wide"),
+    ):
+        assert reason_of(source) == reason
     monkeypatch.setattr("edgekd.data.images.open_regular", refuse)
     assert reason_of(tmp_path / "a.png") == "not permitted"
 

@@ -50,10 +50,6 @@ def image_set(
     )  # fmt: skip
 
 
-def grid(domains: str = "abc", classes: str = "xyz", count: int = 20) -> ImageSet:
-    return image_set([(d, c, f"{d}{c}{i}") for d in domains for c in classes for i in range(count)])
-
-
 SMALL = [(d, c, f"{d}{c}{i}") for d in "ab" for c in "xy" for i in range(10)]
 
 
@@ -66,10 +62,8 @@ def test_the_last_domain_is_left_out_in_full() -> None:
     split = make_split(images)
     assert split.test_domain == "c"
     assert split.ood_test.tolist() == list(range(120, 180))
-    assert (len(split.train), len(split.val), len(split.id_test)) == (96, 12, 12)
-    assert sorted(np.concatenate([split.train, split.val, split.id_test]).tolist()) == list(
-        range(120)
-    )
+    others = np.concatenate([split.train, split.val, split.id_test])
+    assert sorted(others.tolist()) == list(range(120))
     for domain in (0, 1):
         for label in range(3):
             inside = (images.domain_of == domain) & (images.labels == label)
@@ -79,19 +73,24 @@ def test_the_last_domain_is_left_out_in_full() -> None:
     assert (none.test_domain, len(none.ood_test), len(none.train)) == (None, 0, 144)
     single = make_split(image_set([("all", c, f"{c}{i}") for c in "xy" for i in range(10)]))
     assert (single.test_domain, len(single.ood_test)) == (None, 0)
-
-
-def test_order_is_by_hash_of_seed_and_content() -> None:
-    images = grid("ab", "xy", 10)
+    # Order is by hash of seed and content.
+    images = image_set(SMALL)
     split = make_split(images, seed=3)
     order = sorted(range(10), key=lambda i: hashlib.sha256(f"3:{images.keys[i]}".encode()).digest())
     assert [i for i in split.val.tolist() if i < 10] == order[:1]
     assert [i for i in split.id_test.tolist() if i < 10] == order[1:2]
     assert split.hash == make_split(images, seed=3).hash != make_split(images).hash
+    # Roles of the layout are taken.
+    split = make_split(given())
+    assert split.train.tolist() == list(range(40))
+    assert split.val.tolist() == list(range(40, 50))
+    assert split.id_test.tolist() == list(range(50, 60))
+    without = make_split(given(val=0))  # a tenth of train
+    assert (len(without.train), len(without.val), len(without.id_test)) == (36, 4, 10)
 
 
 def test_names_order_and_place_change_nothing(tmp_path: Path) -> None:
-    images = grid()
+    images, path = grid(), tmp_path / "split.json"
     shuffle = np.random.default_rng(0).permutation(len(images))
     moved = replace(
         images,
@@ -100,14 +99,22 @@ def test_names_order_and_place_change_nothing(tmp_path: Path) -> None:
         keys=tuple(images.keys[i] for i in shuffle),
         ids=tuple(f"elsewhere/{i}" for i in shuffle),
     )
-    split = make_split(images, test_domain="b", seed=7)
-    again = make_split(moved, test_domain="b", seed=7)
+    split, again = (make_split(one, test_domain="b", seed=7) for one in (images, moved))
     assert roles_by_key(images, split) == roles_by_key(moved, again)
     assert split.hash == again.hash
-    split.write(tmp_path / "split.json")
-    back = read_split(tmp_path / "split.json", moved)
+    split.write(path)
+    back = read_split(path, moved)
     assert roles_by_key(moved, back) == roles_by_key(images, split)
     assert (back.hash, back.rule, back.seed, back.test_domain) == (split.hash, split.rule, 7, "b")
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"schema_version": 2}))
+    with pytest.raises(EdgekdError, match="schema version 2"):
+        read_split(path, images)
+    name, key = data["roles"]["train"].popitem()
+    data["roles"]["val"][name] = key
+    path.write_text(json.dumps(data))
+    with pytest.raises(EdgekdError, match="was altered"):
+        read_split(path, images)
 
 
 # 15 → 1.5 rounds to 2, 25 → 2.5 rounds to 3; small groups keep one each.
@@ -161,20 +168,15 @@ def test_copies_follow_the_first_one(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def given(train: int = 20, val: int = 5, test: int = 5) -> ImageSet:
+    """A set whose layout gives the roles."""
     parts = (("train", train), ("val", val), ("test", test))
-    rows = [
-        ("all", c, f"{c}{role}{i}") for role, count in parts for c in "xy" for i in range(count)
-    ]
+    rows = [("all", c, f"{c}{r}{i}") for r, count in parts for c in "xy" for i in range(count)]
     return image_set(rows, roles=[role for role, count in parts for _ in range(2 * count)])
 
 
-def test_roles_of_the_layout_are_taken() -> None:
-    split = make_split(given())
-    assert split.train.tolist() == list(range(40))
-    assert split.val.tolist() == list(range(40, 50))
-    assert split.id_test.tolist() == list(range(50, 60))
-    without = make_split(given(val=0))  # a tenth of train
-    assert (len(without.train), len(without.val), len(without.id_test)) == (36, 4, 10)
+def grid() -> ImageSet:
+    """Three domains of three classes with 20 images each."""
+    return image_set([(d, c, f"{d}{c}{i}") for d in "abc" for c in "xyz" for i in range(20)])
 
 
 def test_a_split_survives_a_move_and_new_images_but_none_that_are_gone_or_altered(
@@ -197,22 +199,6 @@ def test_a_split_survives_a_move_and_new_images_but_none_that_are_gone_or_altere
     make_image(cats / "0003.png", seed=1001)
     with pytest.raises(EdgekdError, match=r"1 altered, for example art/cat/0003\.png"):
         read_split(tmp_path / "split.json", load_images(tmp_path / "there"))
-
-
-def test_files_that_are_no_split(tmp_path: Path) -> None:
-    images = grid()
-    path = tmp_path / "split.json"
-    make_split(images).write(path)
-    data = json.loads(path.read_text())
-    path.write_text(json.dumps(data | {"schema_version": 2}))
-    with pytest.raises(EdgekdError, match="schema version 2"):
-        read_split(path, images)
-    name, key = next(iter(data["roles"]["train"].items()))
-    del data["roles"]["train"][name]
-    data["roles"]["val"][name] = key
-    path.write_text(json.dumps(data))
-    with pytest.raises(EdgekdError, match="was altered"):
-        read_split(path, images)
 
 
 @pytest.fixture

@@ -23,37 +23,31 @@ def paint(root: Path, *names: str) -> Path:
     return root
 
 
-def test_pictures_at_every_depth_are_found_and_have_no_class(tmp_path: Path) -> None:
-    root = paint(
-        tmp_path / "things", "b.png", "one/a.png", "1/2/3/4/5/6/deep.png", ".hidden/no.png"
-    )
+def test_images_at_every_depth_or_in_a_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "things"
+    with pytest.raises(EdgekdError, match="There is no data at"):
+        load_unlabelled(root)
+    root.mkdir()
+    (root / "clip.mp4").write_text("")
+    with pytest.raises(EdgekdError, match=r"holds no image \(1 × file ending \.mp4\)"):
+        load_unlabelled(root)
+    (root / "torn.png").write_text("no image")
+    with pytest.raises(EdgekdError, match="None of the 1 images of"):
+        load_unlabelled(root)
+    paint(root, "b.png", "one/a.png", "1/2/3/4/5/6/deep.png", ".hidden/no.png")
     (root / "again").symlink_to(root, target_is_directory=True)
     images = load_unlabelled(root)
+    assert "for example torn.png" in capsys.readouterr().err
     assert images.ids == ("1/2/3/4/5/6/deep.png", "b.png", "one/a.png")
     assert (images.name, images.classes, images.domains) == ("things", (), ("all",))
     assert images.labels.tolist() == [NO_CLASS] * 3
     assert images.read(1).getpixel((0, 0)) == (0, 0, 0)
     assert len(set(images.keys)) == 3
-
-
-def test_what_is_no_image_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(EdgekdError, match="There is no data at"):
-        load_unlabelled(tmp_path / "nowhere")
-    (tmp_path / "clip.mp4").write_text("")
-    with pytest.raises(EdgekdError, match=r"holds no image \(1 × file ending \.mp4\)"):
-        load_unlabelled(tmp_path)
-    (tmp_path / "torn.png").write_text("no image")
-    with pytest.raises(EdgekdError, match="None of the 1 images of"):
-        load_unlabelled(tmp_path)
-    assert len(load_unlabelled(paint(tmp_path, "a.png", "b.png"))) == 2
-    assert "for example torn.png" in capsys.readouterr().err
-
-
-def test_a_manifest_needs_no_labels(tmp_path: Path) -> None:
-    root = paint(tmp_path, "a.png", "deep/b.png", "c.png")
-    (root / "some.csv").write_text("path,taken\na.png,monday\ndeep/b.png,tuesday\n")
+    (root / "some.csv").write_text("path,taken\nb.png,monday\none/a.png,tuesday\n")
     images = load_unlabelled(root / "some.csv")
-    assert images.ids == ("a.png", "deep/b.png")
+    assert images.ids == ("b.png", "one/a.png")
     assert images.labels.tolist() == [NO_CLASS] * 2
     (root / "none.csv").write_text("file\na.png\n")
     with pytest.raises(EdgekdError, match="has no column"):
