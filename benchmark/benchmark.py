@@ -49,14 +49,10 @@ def run_benchmark(
     """Measure accuracy and latency of all subjects and write the report into the folder `out`.
 
     Args:
-        subjects: several runs may be measured together; each run's teacher and torch student are its references.
-        suites: `id` and `ood:<domain>`; a suite of one run is only used for that run's subjects.
-        out: gets report.html, report.json, report.md, report.png, MODEL_CARD.md, predictions.npz and latency.npz.
-        speed: how latency, energy and throughput are measured.
+        subjects: of one or several runs; each run's teacher and torch student are its references.
         context: further facts for the report; `runs` is a list of mappings, each a run's `name` and facts.
-        gates: the conditions on every artifact, evaluated in the report; a failed one raises nothing.
-        compared: two of the subjects, artifacts, to compare; their latencies are then measured in alternating blocks
-            of the same processes.
+        gates: evaluated in the report; a failed one raises nothing.
+        compared: two artifacts, whose latencies are then measured in alternating blocks of the same processes.
         examples: show small copies of misclassified images in report.html.
 
     Raises:

@@ -30,11 +30,7 @@ _APART = ("val", "corruption", "vocabulary", "unknown")
 
 
 def shared_suites(first: Subject, second: Subject, suites: Sequence[Suite]) -> list[int]:
-    """Return the positions of the suites on which both accuracies are compared.
-
-    Raises:
-        EdgekdError: there are none, since their runs were split differently.
-    """
+    """Return the positions of the suites on which both are compared; none, by different splits, is an `EdgekdError`."""
     shared = [
         number
         for number, suite in enumerate(suites)
@@ -60,7 +56,7 @@ def compare(
 
     Args:
         samples: of A and of B, one entry per process, measured in alternating blocks of the same process.
-        timings: of A and of B; they decide whether the ratio may be stated.
+        timings: of A and of B.
         load: load average per core of this machine before the run.
     """
     first, second = pair
@@ -105,7 +101,6 @@ def speed_rows(
     """Compare the latencies of every pair of exported files of one run on one device.
 
     Args:
-        rows: of exported files.
         parts: (run, subject) → the samples of each process.
     """
     draws = {

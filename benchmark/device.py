@@ -41,8 +41,7 @@ def on_devices(
     """Return teacher and torch student, then every artifact as each of the devices `specs` measures it.
 
     Raises:
-        EdgekdError: no artifact, no such device, one that has none of their runtimes, or whatever else keeps it from
-            measuring.
+        EdgekdError: no artifact, no such device, or one that cannot measure it.
     """
     result = [subject for subject in subjects if subject.folder is None]
     for spec in specs:

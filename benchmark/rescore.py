@@ -25,7 +25,7 @@ _NOT_PREDICTED = ("size_mb", "parameters", "macs", "same_as")
 def rescore(folder: Path) -> Report:
     """Return the report of `folder` with all that follows from its logits computed anew from predictions.npz.
 
-    Latency, gates, comparisons, a data set's own metrics and everything else are as stored.
+    Everything else, latency and gates too, is as stored.
 
     Raises:
         EdgekdError: no report there, or predictions that do not belong to it.

@@ -34,11 +34,9 @@ class Measured:
     """The results of one artifact on a device.
 
     Attributes:
-        result: clocks, placement and throughput.
         logits: position of the suite → float32 `[n, C]`, columns in the suite's class order.
-        facts: about the device, for the report; shared by all artifacts measured there.
-        same_pixels: share of the compared images that the device prepared bit for bit as this machine does; None
-            where none were compared.
+        facts: about the device, for the report.
+        same_pixels: share of the compared images that the device prepared bit for bit as this machine does.
     """
 
     result: ArtifactResult
@@ -53,24 +51,17 @@ class Subject:
 
     Attributes:
         name: `teacher`, `torch`, or the artifact's name; unique within its run.
-        run: name of the training run it belongs to.
-        kind: teacher zero-shot, the student in torch, or an exported file.
-        precision: such as `fp32`, `fp16`, `int8`.
-        preprocess: how its pixels are made.
-        predict: uint8 `[B, H, W, 3]` → float32 logits `[B, C]`.
-        classes: C class names, in the order of the logits.
-        folder: the artifact's folder; None for teacher and torch student.
+        classes: names in the order of the logits.
+        folder: of an artifact.
         identity: two subjects with the same non-empty identity are the same model (the teacher of two runs), which is
             measured once and shown once.
-        threads: threads `predict` works with, where the caller sets them; artifacts report their own.
-        device: where the numbers come from; `local` is this machine.
-        measured: results of a device; `predict` is then only a comparison.
-        variants: name of a prompt variant → the model with it; empty for a model with fixed classes.
+        threads: those of `predict`, where the caller sets them; artifacts report their own.
+        measured: results of a `device`; `predict` is then only a comparison.
+        variants: name of a prompt variant → the model with it.
         placement: returns which nodes run where; None where the runtime does not report it.
-        counted: parameters and multiply-accumulates of one prediction; None where they cannot be counted.
-        with_classes: of a file that ends in an embedding: names of classes and their unit vectors float32 `[C, D]` in
-            the student's space → the predictor among these.
-        here: False where the runtime of an artifact is not on this machine, so that only a device can run it.
+        with_classes: of a file that ends in an embedding: class names and their unit vectors float32 `[C, D]` in the
+            student's space → the predictor among these.
+        here: False where the runtime of an artifact is not on this machine.
     """
 
     name: str
@@ -107,20 +98,17 @@ class Suite:
     """Images to measure on.
 
     Attributes:
-        name: `id`, `val`, `test:<name>`, `seen:<name>`, `adapted:<name>`, `ood:<name>`, `clean:<name>`,
-            `corruption:<name>:<severity>`, `cue:<name>`, `vocab:<name>`, `unknown:<name>`.
-        images: where they come from.
+        name: `id`, `val`, `corruption:<name>:<severity>`, or `<kind>:<name>` with the other kinds of `_FAMILIES`.
         indices: int64 `[n]` into `images`.
-        run: only subjects of this run are measured on it (runs that left out different domains); None for all.
-        family: what kind of images they are, see `rows.Family`; None derives it from the name.
-        remarks: on these images, for readers of the report, one sentence each.
+        run: only subjects of this run are measured on it; None for all.
+        family: None derives it from the name.
+        remarks: for readers of the report, one sentence each.
         texture: int64 `[n]`, class of each image's texture where `labels` are those of its shape (cue conflict).
-        corruption: name and severity (1–5) of the corruption applied to every image, see `corruptions.corrupt`.
+        corruption: name and severity (1–5), see `corruptions.corrupt`.
         variant: name of the prompt variant that classifies it; `images.classes` then ends in the names added.
-        base: name of the suite it is compared with: of a prompt variant that with the same images and the run's own
-            prompts, of unknown images (all labels −1) that with the known ones.
-        own_metrics: int64 predictions `[n]` (index into `images.classes`) → the data set's own metrics by name.
-        own_metrics_by: the package that computes them.
+        base: name of the suite it is compared with: of a prompt variant that with the run's own prompts, of unknown
+            images (all labels −1) that with the known ones.
+        own_metrics: int64 predictions `[n]` → the data set's own metrics by name, computed by `own_metrics_by`.
         excluded: role in training → images left out, since the run has seen their content in it.
     """
 

@@ -101,7 +101,8 @@ def step_bare(folder: Path, name: str) -> None:
 def step_whole(folder: Path, name: str) -> None:
     """Everything `edgekd export --int8` does after the FP32 export: INT8, parity check on 256 images, the folder."""
     from edgekd.configs.export import ExportConfig
-    from edgekd.export.artifact import Source, export_model
+    from edgekd.export.artifact import export_model
+    from edgekd.export.writer import Source
 
     (model, preprocess), images = student(name), np.load(folder / "images.npy")
     source = Source(

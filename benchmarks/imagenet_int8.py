@@ -25,9 +25,10 @@ from safetensors.torch import load_file
 from edgekd.configs.export import ExportConfig
 from edgekd.core.manifest import Precision
 from edgekd.core.preprocess import Preprocess
-from edgekd.export.artifact import Source, export_model
+from edgekd.export.artifact import export_model
 from edgekd.export.graph import Deployable
 from edgekd.export.quantize.calibration import Calibrator
+from edgekd.export.writer import Source
 from edgekd.targets.registry import TARGETS
 from edgekd.targets.session import Session, open_session
 

@@ -64,7 +64,7 @@ def export_fp32(name: str, path: Path) -> NDArray[np.uint8]:
             module.train()
     with torch.no_grad():
         model(torch.from_numpy(images[:16]))
-    model = fuse(model.eval(), torch.from_numpy(images[:2])).model
+    model = fuse(model.eval(), torch.from_numpy(images[:2]))[0]
     export_onnx(model, path, size=preprocess.size, metadata={})
     return images
 

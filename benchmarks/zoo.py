@@ -145,7 +145,8 @@ def export_cell(
     from edgekd.configs.export import ExportConfig
     from edgekd.core.errors import EdgekdError, NotHere
     from edgekd.core.preprocess import Preprocess
-    from edgekd.export.artifact import Source, export_model
+    from edgekd.export.artifact import export_model
+    from edgekd.export.writer import Source
     from edgekd.targets.session import open_session
 
     base = folder / "onnxruntime-fp32" / "model.onnx"

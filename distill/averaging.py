@@ -1,4 +1,4 @@
-"""Which weights a run evaluates and saves: the last ones, their moving average, or SWAD's valley of the loss."""
+"""Weight averaging: none, exponential moving average, or SWAD."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LastWeights:
         """Include the weights after step `step` (from 0) of the stage."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return the state for resuming."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -58,9 +58,9 @@ class Ema(LastWeights):
 
 @dataclass(frozen=True)
 class Valley:
-    """Where the validation loss is low and flat: evaluations `first` to `last`, both inside; None while it still falls.
+    """Evaluations `first` to `last`, inclusive, of low and flat validation loss; None while the loss still falls.
 
-    `left`: the loss has climbed out again, so `last` is final.
+    `left` is true if the loss has risen again, so `last` is final.
     """
 
     first: int | None
@@ -73,18 +73,18 @@ def find_valley(
 ) -> Valley:
     """Return SWAD's start and end (Cha et al., NeurIPS 2021, algorithm 1) in the losses of evaluations 0, 1, ….
 
-    Start: the first evaluation that the next `patience − 1` do not improve on. The threshold is the mean loss of these
-    `patience` times `1 + ratio`. End: the evaluation before the first `tolerance` in a row that lie above it.
+    Start: the first evaluation that is not improved by the next `patience − 1`. Threshold: `1 + ratio` times the mean
+    loss of these `patience` evaluations. End: the evaluation before the first `tolerance` consecutive ones above it.
 
-    The authors' program, when its tolerance is longer than its patience, also includes segments from before the start
-    that lie below the threshold; the algorithm in the paper does not, and neither does this.
+    If its tolerance is longer than its patience, the authors' program also includes segments before the start that are
+    below the threshold. The algorithm in the paper does not, and neither does this function.
     """
     starts = range(len(losses) - patience + 1)
     first = next((i for i in starts if losses[i] <= min(losses[i : i + patience])), None)
     if first is None:
         return Valley(None, len(losses) - 1, False)
     threshold = sum(losses[first : first + patience]) / patience * (1 + ratio)
-    # Searched from the evaluation after the one that settled the start.
+    # The search starts at the evaluation after the one that determined the start.
     for end in range(first + max(1, patience - tolerance + 1), len(losses) - tolerance + 1):
         if min(losses[end : end + tolerance]) > threshold:
             return Valley(first, end - 1, True)
@@ -92,9 +92,9 @@ def find_valley(
 
 
 class Swad(LastWeights):
-    """Dense averages of every step's weights between two evaluations, and in the end their mean over the valley.
+    """SWAD: average the weights of every step between two evaluations (a segment), then the segments of the valley.
 
-    Segments are files in `folder` as long as they may still count; `loss` is measured on the un-averaged weights.
+    Segments are files in `folder` while they may still be needed. `loss` is measured on the weights of single steps.
 
     Args:
         every: steps between evaluations. steps: of the whole stage.
@@ -129,7 +129,7 @@ class Swad(LastWeights):
             valley = find_valley(self._losses, **self._rule)
             if not valley.left:
                 self._write(number)
-            # A start can only lie among the last few; one that is found stays.
+            # The start is among the last few evaluations; once found, it does not change.
             earliest = number - self._rule["patience"] + 1
             first = earliest if valley.first is None else valley.first
             for path in self._folder.glob("[0-9]*.pt"):

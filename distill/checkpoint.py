@@ -1,4 +1,4 @@
-"""What survives a kill: the last checkpoint and the best weights so far, and signals that end a run in order."""
+"""Checkpoints: the last state and the best weights of a run, and signals that stop it cleanly."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,33 +22,71 @@ from edgekd.core.errors import Stopped
 from edgekd.core.tensors import loaded_from, read_torch, write_torch
 from edgekd.distill.averaging import LastWeights
 from edgekd.distill.launch import Fabric
+from edgekd.distill.losses import Batch
+from edgekd.distill.models.batchnorm import Fold
 from edgekd.distill.progress import Progress, Speed
 
 
-class Resumable(Protocol):
-    """What a run trains: its model, and the state it has besides."""
+class Task(ABC):
+    """What the loop trains: an image classifier, or a vision-language student."""
 
-    @property
-    def model(self) -> nn.Module:
-        """All parameters that train."""
+    model: nn.Module
+    """All parameters that train."""
+    source: Callable[[int], Any]
+    """Makes the raw batch of a step."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state besides the model's."""
+    @abstractmethod
+    def train_only(self, parts: tuple[str, ...]) -> None:
+        """Freeze all parts of the model but these."""
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+    @abstractmethod
+    def views(self, raw: Any) -> Any:
+        """Return the student's input for a raw batch."""
 
+    @abstractmethod
+    def teacher_features(self, raw: Any) -> Any:
+        """Return the teacher's features of the same input, None without a teacher."""
+
+    @abstractmethod
+    def forward(self, model: nn.Module, views: Any, teacher: Any, raw: Any) -> Batch:
+        """Return the student's output and its targets."""
+
+    @abstractmethod
+    def names(self, raw: Any) -> list[str]:
+        """Return the names of a batch's images."""
+
+    @abstractmethod
     def accuracy(self, model: nn.Module) -> float:
         """Return the mean accuracy over the source domains' validation images, 0–1."""
 
+    @abstractmethod
+    def loss(self, model: nn.Module) -> float:
+        """Return the loss on source validation (for SWAD)."""
+
+    def folds(self) -> list[Fold]:
+        """Return the BatchNorms of the model that a forward pass may fold into convolutions."""
+        return []
+
+    def update(self, teacher: Any) -> None:
+        """Update state that follows the teacher's features, after a step."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state besides the model's."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        return None
+
 
 class StopRequest:
-    """For a block, SIGINT and SIGTERM do not interrupt but are recorded in `number`, so that the work can end in order.
+    """Record SIGINT and SIGTERM in `number` within a block instead of interrupting, so that work can end cleanly.
 
     A third signal interrupts. Outside the main thread, signals are not handled.
 
     Args:
-        forward: pass each signal on to the processes that this one started.
+        forward: pass each signal on to child processes.
     """
 
     def __init__(self, *, forward: bool = False) -> None:
@@ -79,11 +118,11 @@ class StopRequest:
 
 
 class Checkpoint:
-    """The last checkpoint and the best weights of a run, written by process 0 by way of a temporary file.
+    """The last checkpoint and the best weights of a run, written atomically by process 0.
 
     Args:
-        config: `out`, how often a checkpoint is due, and whether the best weights are kept.
-        command: the command that `--resume` continues.
+        config: `out`, the checkpoint interval, and whether the best weights are kept.
+        command: the command to print for resuming.
     """
 
     def __init__(self, config: TrainConfig, fabric: Fabric, command: str = "edgekd train") -> None:
@@ -91,13 +130,13 @@ class Checkpoint:
         self.path = self.out / "checkpoint.pt"
         self.best_path = self.out / "best.pt"
         self.request = StopRequest()
-        """Whether to stop; signals reach it while it is entered."""
+        """The request to stop; it receives signals while it is entered."""
         self.done = 0
-        """Steps that the last checkpoint has."""
+        """Number of steps in the last checkpoint."""
         self.best_accuracy = -1.0
         self.best_step = 0
         self.stale = 0
-        """Evaluations since the best one."""
+        """Number of evaluations since the best one."""
         self.seconds_before = 0.0
         self.speed_before: Speed = (0, 0.0, 0.0)
         self._fabric, self._config, self._command = fabric, config, command
@@ -106,11 +145,11 @@ class Checkpoint:
 
     @property
     def patience_over(self) -> bool:
-        """Whether source validation has not been better for `patience` evaluations."""
+        """Return whether source validation has not improved for `patience` evaluations."""
         return self._config.patience is not None and self.stale >= self._config.patience
 
     def due(self, done: int) -> tuple[bool, bool]:
-        """Return whether a checkpoint is due after `done` steps, and whether to stop; alike on all processes."""
+        """Return whether a checkpoint is due after `done` steps, and whether to stop; equal on all processes."""
         stop = self.request.number is not None
         late = time.monotonic() - self._saved_at > 60 * self._config.checkpoint_minutes
         if self._fabric.world_size > 1:
@@ -119,22 +158,22 @@ class Checkpoint:
         return stop or late or done % self._config.checkpoint_every == 0, stop
 
     def stopped(self, done: int, steps: int) -> Stopped:
-        """Return what to raise where a run of `steps` steps stops after `done`, with its checkpoint written."""
+        """Return the exception for a run that stops after `done` of `steps` steps, after its checkpoint is written."""
         return Stopped(
             self.request.number or signal.SIGTERM,
-            f"Stopped after step {done} of {steps}; a checkpoint is written.",
-            f"Go on with: {self._command} --resume --out {shlex.quote(str(self.out))}",
+            f"Stopped after step {done} of {steps}; a checkpoint was written.",
+            f"Resume with: {self._command} --resume --out {shlex.quote(str(self.out))}",
         )
 
     def save(
         self,
         done: int,
-        task: Resumable,
+        task: Task,
         average: LastWeights | None,
         optimizer: torch.optim.Optimizer | None,
         progress: Progress,
     ) -> None:
-        """Write the checkpoint after `done` steps; at the end of a stage without average and optimizer."""
+        """Write the checkpoint after `done` steps; at the end of a stage, without average and optimizer."""
         if self._fabric.is_global_zero:
             state = {
                 "done": done,
@@ -153,7 +192,7 @@ class Checkpoint:
         self._saved_at = time.monotonic()
         self._fabric.barrier()
 
-    def restore(self, task: Resumable) -> int:
+    def restore(self, task: Task) -> int:
         """Load the checkpoint into `task`; return the steps done, 0 without a checkpoint."""
         if not self.path.exists():
             say("no checkpoint was written yet; starting from the first step")
@@ -174,7 +213,7 @@ class Checkpoint:
         return self.done
 
     def restore_stage(self, optimizer: torch.optim.Optimizer, average: LastWeights) -> None:
-        """Load the state of the stage that was interrupted."""
+        """Load the state of the interrupted stage."""
         with loaded_from(self.path):
             optimizer.load_state_dict(self._loaded["optimizer"])
             for weight, moments in optimizer.state.items():
@@ -182,9 +221,7 @@ class Checkpoint:
                     raise ValueError("moments of other weights")
             average.load_state_dict(self._loaded["average"])
 
-    def evaluate(
-        self, done: int, task: Resumable, average: LastWeights, progress: Progress
-    ) -> None:
+    def evaluate(self, done: int, task: Task, average: LastWeights, progress: Progress) -> None:
         """Measure the accuracy on source validation, and keep the best weights."""
         if self._fabric.is_global_zero:
             accuracy = task.accuracy(average.module)
@@ -197,7 +234,7 @@ class Checkpoint:
         self.stale = self._fabric.broadcast(self.stale)
         if self.patience_over:
             say(
-                f"source validation has not been better for {self.stale} evaluations: stopping after step {done}"
+                f"source validation has not improved for {self.stale} evaluations: stopping after step {done}"
             )
 
     def remove(self) -> None:

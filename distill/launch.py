@@ -1,7 +1,7 @@
-"""How many processes train, and which one this is: decided once, from what was really launched.
+"""The processes of a training: number, rank, precision and threads.
 
-The processes are torchrun's, or edgekd starts them itself. Variables that a cluster, MPI or an earlier launch left in
-the environment (RANK, SLURM_…, OMPI_…) start nothing.
+Processes are started by torchrun or by edgekd. Variables of a cluster, MPI or an earlier launch in the environment
+(RANK, SLURM_…, OMPI_…) are ignored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgekd.distill.models.teachers import has_bfloat16
 
 @dataclass(frozen=True)
 class Launch:
-    """A process that torchrun started."""
+    """A process started by torchrun."""
 
     rank: int
     world: int
@@ -34,7 +34,7 @@ class Launch:
 
 
 def find_launch() -> Launch | None:
-    """Return this process's place in a torchrun launch, None without one, and set the console's rank."""
+    """Return this process's torchrun launch, or None without one, and set the console's rank."""
     launch = _torchrun()
     set_rank(launch.rank if launch else 0)
     return launch
@@ -55,7 +55,7 @@ def _torchrun() -> Launch | None:
 
 @contextlib.contextmanager
 def _unlaunched() -> Iterator[None]:
-    """Hide the variables that Lightning reads when it is imported or set up, whether or not anything was launched."""
+    """Hide the launch variables from Lightning, which reads them when it is imported and set up."""
     names = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "STANDALONE_PORT")
     hidden = {
         name: value for name, value in os.environ.items() if name in names or name[:3] == "LT_"
@@ -81,7 +81,7 @@ with _unlaunched():  # importing it converts RANK to a number
 
 
 class OwnProcesses(LightningEnvironment):
-    """This process, or several that edgekd starts on this machine."""
+    """One process, or several started by edgekd on this machine."""
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -103,7 +103,7 @@ class OwnProcesses(LightningEnvironment):
 
 
 def precision_of(config: TrainConfig) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
-    """Return the precision of a run; auto is bfloat16 where it trains on a processor that multiplies it in hardware."""
+    """Return the precision of a run; auto is bfloat16 on a processor that multiplies it in hardware."""
     if config.precision != "auto":
         return config.precision
     on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
@@ -111,11 +111,7 @@ def precision_of(config: TrainConfig) -> Literal["32-true", "bf16-mixed", "16-mi
 
 
 def make_fabric(config: TrainConfig, launch: Launch | None = None) -> Fabric:
-    """Set up one process, several here, or the ones that torchrun started (`launch`).
-
-    Raises:
-        EdgekdError: the batch does not divide by the processes.
-    """
+    """Set up one process, several here, or those that torchrun started; they divide the batch, or `EdgekdError`."""
     processes: ClusterEnvironment
     if launch:
         devices, nodes, strategy = launch.local_world, launch.world // launch.local_world, "ddp"
@@ -123,10 +119,10 @@ def make_fabric(config: TrainConfig, launch: Launch | None = None) -> Fabric:
         devices, nodes, strategy = config.devices, 1, "ddp_spawn" if config.devices > 1 else "auto"
     if config.batch_size % (devices * nodes):
         raise EdgekdError(
-            f"The batch of {config.batch_size} does not divide by {devices * nodes} processes.",
+            f"The batch size {config.batch_size} is not a multiple of the {devices * nodes} processes.",
             "Change --batch-size.",
         )
-    # The run's own first lines name its precision and processes.
+    # The first lines of the run state its precision and processes.
     logging.getLogger("lightning_utilities.core.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     with _unlaunched():
@@ -147,24 +143,21 @@ def total(fabric: Fabric, value: Tensor) -> Tensor:
 
 
 def gathered(fabric: Fabric, own: Tensor) -> Tensor:
-    """Return the rows `[b, …]` of all processes, `[B, …]`; gradients flow back where there are any."""
+    """Return the rows `[b, …]` of all processes, `[B, …]`, with gradients if there are any."""
     if fabric.world_size == 1:
         return own
     return cast(Tensor, fabric.all_gather(own, sync_grads=own.requires_grad)).flatten(0, 1)
 
 
 _FEW_PIXELS = 32 * 64**2
-"""Of a step's images: below, one thread is as fast as two and leaves the other core to the views (docs/train.md)."""
+"""Pixels per step up to which one thread is as fast as two and leaves the other core to the views (docs/train.md)."""
 
 
 @contextlib.contextmanager
 def step_threads(fabric: Fabric, pixels: int) -> Iterator[None]:
-    """Train small steps on one thread, whatever else the machine does; `OMP_NUM_THREADS` overrules it.
+    """Train steps of few `pixels` on one thread, whatever else the machine does; `OMP_NUM_THREADS` overrules it.
 
     The number of threads changes the last bits of the weights, so it follows from the settings, not from a timing.
-
-    Args:
-        pixels: of the images that one process takes in a step.
     """
     before = torch.get_num_threads()
     chosen = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & set(os.environ)
@@ -181,13 +174,10 @@ _LARGEST = 2**30
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc reuse large blocks instead of returning them to the kernel.
+    """Let glibc reuse large blocks instead of returning them to the kernel; return whether it accepts that.
 
     It maps every block beyond 32 MiB anew, and a batch's activations are that large: at every step the kernel then
     clears and maps the same pages again, about a tenth of a mobilenetv3 step at 128 px (docs/measurements.md).
-
-    Returns:
-        Whether this process's memory is allocated by glibc, and the setting was accepted.
     """
     if sys.platform != "linux":
         return False
@@ -195,7 +185,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # musl
         return False
-    # glibc on 32-bit machines takes no more than 512 KiB and returns 0.
+    # glibc on 32-bit machines accepts at most 512 KiB and returns 0.
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST)) and bool(
         mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST - 1)
     )

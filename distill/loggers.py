@@ -1,9 +1,8 @@
-"""Where a run's numbers go besides `metrics.jsonl`: Lightning's loggers by name; W&B and MLflow take its files too."""
+"""Loggers of a run besides `metrics.jsonl`: Lightning's loggers by name. W&B and MLflow also receive files."""
 
 from __future__ import annotations
 
 import csv
-import importlib
 import logging
 import os
 import re
@@ -13,26 +12,22 @@ from typing import Any
 
 from edgekd.configs.train import LOGGERS
 from edgekd.core.console import warn
-from edgekd.core.errors import EdgekdError, first_line
+from edgekd.core.errors import EdgekdError, first_line, optional
 from edgekd.core.files import write_json
 from edgekd.core.readers import read_object, read_text
 
 _CLASSES = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}
-"""Loggers that Fabric does not have; PyTorch Lightning and the service's own package bring them."""
+"""Loggers that need PyTorch Lightning and the package of the service."""
 _IDS = "loggers.json"
-"""In a run's folder: service → its identity of the run, under which a resumed run and later files belong to it, and the
-inode number of the folder, which a copy does not have."""
+"""File in the run folder: service → its run ID, for resumed runs and later files, and the inode number of the folder,
+which detects copies."""
 
 
 class Loggers:
-    """Several loggers as one.
+    """Several loggers as one; local files go to `out`, the run's folder.
 
-    Args:
-        out: the run's folder; local files go there.
-        resume_at: steps done before; what TensorBoard has of later ones is hidden.
-
-    Raises:
-        EdgekdError: a package is missing, or a service refuses.
+    `resume_at` are steps done before; what TensorBoard has of later ones is hidden. A missing package, and a service
+    that refuses, are an `EdgekdError`.
     """
 
     def __init__(self, names: Sequence[str], out: Path, resume_at: int = 0) -> None:
@@ -50,42 +45,42 @@ class Loggers:
             write_json(out / _IDS, ids | {"folder": out.stat().st_ino})
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Record numbers of one step under their names, such as `train/loss`."""
+        """Log the values of one step by name, such as `train/loss`."""
         self._each(lambda _, logger: logger.log_metrics(dict(values), step))
 
     def attach(self, title: str, kind: str, paths: Sequence[Path]) -> None:
-        """Attach files and folders to the run, as a W&B artifact of type `kind`, in MLflow under the folder `kind`."""
+        """Attach files and folders to the run: a W&B artifact of type `kind`, or the folder `kind` in MLflow."""
         self._each(lambda name, logger: _attach(name, logger, title, kind, paths))
 
     def close(self) -> None:
-        """Write what is pending."""
+        """Flush and close all loggers."""
         self._each(lambda _, logger: logger.finalize("success"))
 
     def _each(self, call: Callable[[str, Any], object]) -> None:
-        """Call every logger; one that fails is left out from then on, so that training goes on without it."""
+        """Call every logger. A logger that fails is dropped, so that training continues without it."""
         for name, logger in list(self._loggers.items()):
             try:
                 call(name, logger)
-            except Exception as error:  # every service has errors of its own
+            except Exception as error:  # services raise their own errors
                 del self._loggers[name]
                 warn(
-                    f"the logger {name} failed and is left out from here on ({first_line(error)})."
+                    f"the logger {name} failed and is not used from here on ({first_line(error)})."
                 )
 
 
 def attach_to_run(run: Path, title: str, kind: str, paths: Sequence[Path]) -> None:
-    """Attach files to the W&B and MLflow runs of a finished training, if it had any; a failure is a warning."""
+    """Attach files to the W&B and MLflow runs of a finished training, if any; warn on failure."""
     try:
         if ids := _ids(run):
             loggers = Loggers(tuple(ids), run, resume_at=1)
             loggers.attach(title, kind, paths)
             loggers.close()
     except EdgekdError as error:
-        warn(f"{title} is not attached to the run's loggers: {error.message}")
+        warn(f"{title} could not be attached to the run's loggers: {error.message}")
 
 
 def own_loggers(names: Sequence[str], run: Path) -> tuple[str, ...]:
-    """Return the loggers that a resumed run goes on with: of the services those that this very folder has used."""
+    """Return the loggers that a resumed run continues: only services that this folder has used before."""
     known = _ids(run, warns=False)
     foreign = [name for name in names if name in _CLASSES and name not in known]
     if foreign:
@@ -94,13 +89,13 @@ def own_loggers(names: Sequence[str], run: Path) -> tuple[str, ...]:
 
 
 def _ids(run: Path, *, warns: bool = True) -> dict[str, str]:
-    """Return service → identity; none for a run that came from elsewhere, whose services may be somebody else's."""
+    """Return service → run ID; empty for a copied run, whose services may belong to somebody else."""
     path = run / _IDS
     found = read_object(path, "identities of a run") if path.is_file() else {}
     ids = {name: str(value) for name, value in found.items() if name in _CLASSES}
     if ids and found.get("folder") != run.stat().st_ino:
         if warns:
-            warn(f"{run} was copied from elsewhere, so nothing of it goes to {', '.join(ids)}.")
+            warn(f"{run} is a copy, so nothing is sent to {', '.join(ids)}.")
         return {}
     return ids
 
@@ -122,11 +117,7 @@ def _attach(service: str, logger: Any, title: str, kind: str, paths: Sequence[Pa
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Check that the packages of these loggers are installed.
-
-    Raises:
-        EdgekdError: one is missing; the hint names its extra.
-    """
+    """Raise an `EdgekdError` that names the extra if the packages of one of these loggers are missing."""
     for name in names:
         if name in _CLASSES:
             _class(name)
@@ -142,7 +133,7 @@ def _logger(name: str, out: Path, resume_at: int, known: str | None) -> Any:
     if name == "csv":
         path = out / "csv" / "metrics.csv"
         rows = _logged(path) if resume_at else []
-        path.unlink(missing_ok=True)  # Lightning begins a new file
+        path.unlink(missing_ok=True)  # Lightning starts a new file
         table = CSVLogger(out, "csv", version="", flush_logs_every_n_steps=1)
         for step, values in rows:
             if step <= resume_at:
@@ -161,7 +152,7 @@ def _logger(name: str, out: Path, resume_at: int, known: str | None) -> Any:
                 place = {"tracking_uri": f"sqlite:///{here}/mlflow.db", "artifact_location": files}
             logger = kind("edgekd", run_name=out.name, run_id=known, **place)
         _ = logger.experiment  # connects
-    except Exception as error:  # every service has errors of its own
+    except Exception as error:  # services raise their own errors
         raise EdgekdError(
             f"The logger {name} cannot start ({first_line(error)}).",
             "Check its address and login, or log offline: WANDB_MODE=offline, MLFLOW_TRACKING_URI=sqlite:///FILE.db.",
@@ -170,7 +161,7 @@ def _logger(name: str, out: Path, resume_at: int, known: str | None) -> Any:
 
 
 def _logged(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Return steps and numbers of an earlier metrics.csv; none of a file that is damaged or not there."""
+    """Return the steps and values of an earlier metrics.csv; empty if it is damaged or missing."""
     if not path.exists():
         return []
     try:
@@ -180,19 +171,13 @@ def _logged(path: Path) -> list[tuple[int, dict[str, Any]]]:
             {name: float(text) for name, text in row.items() if text} for row in rows
         ]
     except (EdgekdError, ValueError, KeyError, TypeError, AttributeError, csv.Error):
-        warn(f"{path} is damaged and begins anew.")
+        warn(f"{path} is damaged and is started again.")
         return []
     return list(zip(steps, values, strict=True))
 
 
 def _class(name: str) -> Any:
-    try:
-        importlib.import_module(name)
-        loggers = importlib.import_module("pytorch_lightning.loggers")
-        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-        return getattr(loggers, _CLASSES[name])
-    except ImportError as error:
-        raise EdgekdError(
-            f"The logger {name} needs packages that are not installed here.",
-            f'Install them: pip install "edgekd[{name}]".',
-        ) from error
+    optional(name, name, f"The logger {name}")
+    loggers = optional("pytorch_lightning.loggers", name, f"The logger {name}")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    return getattr(loggers, _CLASSES[name])

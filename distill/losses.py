@@ -30,18 +30,18 @@ UNSET: Any = None
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's share of a global batch. A term reads only the fields that it declares."""
+    """One process's share of a global batch. A term uses only the fields that it declares."""
 
     labels: Tensor
     """int64 `[B]`, −1 for images without a label."""
     embedding: Tensor = UNSET
-    """Student in the teacher's space, float `[B, D]`, not normalised."""
+    """Student's embedding in the teacher's space, float `[B, D]`, not normalised."""
     logits: Tensor = UNSET
     """Trained class scores, float `[B, C]`."""
     teacher: Tensor = UNSET
-    """Teacher's image embedding of the same view as the student is to match it, float `[B, D]`."""
+    """Teacher's image embedding of the same view, the target of the student, float `[B, D]`."""
     bank: Tensor = UNSET
-    """Unit text vectors that the student is compared with, float `[C, D]`: of the classes, or of a vocabulary."""
+    """Unit text vectors of the classes or a vocabulary, float `[C, D]`."""
     visual_bank: Tensor = UNSET
     """Mean teacher embedding per row of `bank`, float `[C, D]`, not normalised."""
     domain_bank: Tensor = UNSET
@@ -51,17 +51,17 @@ class Batch:
     logit_scale: float = 100.0
     """The teacher's factor on cosines."""
     zero_shot: Tensor = UNSET
-    """The teacher's own logits, float `[B, C]`, where `teacher` and `bank` are mean-centred and no longer give them."""
+    """The teacher's logits, float `[B, C]`, if `teacher` and `bank` are mean-centred and do not determine them."""
     gather: Callable[[Tensor], Tensor] = lambda own: own
-    """`[B, …]` of this process → the rows of all processes, through which gradients flow back."""
+    """`[B, …]` of this process → the rows of all processes, with gradients."""
     first: int = 0
-    """Where this process's rows begin in what `gather` returns."""
+    """Index of this process's first row in the result of `gather`."""
     smoothing: float = 0.0
     """Label smoothing of cross-entropies with the label."""
     class_weights: Tensor = UNSET
     """Factor on cross-entropies with the label, by class, float `[C]`."""
     partner: Batch | None = None
-    """Of mixed images: the same output with the targets of the images mixed in."""
+    """For mixed images: the same output with the targets of the partner images."""
     own: Tensor = UNSET
     """Of mixed images: the part that is not the partner's, float `[B]` in 0–1."""
 
@@ -77,7 +77,7 @@ class Batch:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Return rows of length 1, in single precision at least: cosines are divided by temperatures as small as 0.01."""
+    """Normalise rows to length 1, at least in float32, since cosines are divided by temperatures down to 0.01."""
     half = vectors.dtype in (torch.float16, torch.bfloat16)
     return normalize(vectors.float() if half else vectors, dim=-1)
 
@@ -86,12 +86,12 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def ce(batch: Batch) -> Tensor:
-    """Cross-entropy of the linear head with the label."""
+    """Compute the cross-entropy of the linear head with the label."""
     return _label_ce(batch, batch.logits)
 
 
 def logit_kd(batch: Batch, temperature: float = 4.0) -> Tensor:
-    """Hinton's distillation, `T² · KL(softmax(z_T/T) ‖ softmax(z_S/T))`, on log-probabilities.
+    """Compute Hinton's distillation, `T² · KL(softmax(z_T/T) ‖ softmax(z_S/T))`, on log-probabilities.
 
     The published VL2V code passes probabilities to a KL that expects their logarithm (METHODS §3.6).
     """
@@ -101,17 +101,17 @@ def logit_kd(batch: Batch, temperature: float = 4.0) -> Tensor:
 
 
 def cos_img(batch: Batch) -> Tensor:
-    """`1 − cos(s, t)` (VL2V-ADiP's image half, up to the constant)."""
+    """Compute `1 − cos(s, t)` (VL2V-ADiP's image half, up to the constant)."""
     return 1 - cosine_similarity(batch.embedding, batch.teacher, dim=-1)
 
 
 def cos_text(batch: Batch) -> Tensor:
-    """`1 − cos(s, T_y)` (VL2V-ADiP's text half, up to the constant)."""
+    """Compute `1 − cos(s, T_y)` (VL2V-ADiP's text half, up to the constant)."""
     return 1 - cosine_similarity(batch.embedding, batch.bank[batch.labels], dim=-1)
 
 
 def text_ce(batch: Batch, tau: float = 0.07) -> Tensor:
-    """Cross-entropy of `cos(ŝ, T)/τ` with the label (Li et al.'s L_cls)."""
+    """Compute the cross-entropy of `cos(ŝ, T)/τ` with the label (Li et al.'s L_cls)."""
     return _label_ce(batch, unit(batch.embedding) @ batch.bank.T / tau)
 
 
@@ -126,7 +126,7 @@ def _label_ce(batch: Batch, scores: Tensor) -> Tensor:
 
 
 def feat_mse(batch: Batch, normed: bool = False) -> Tensor:
-    """Squared distance to the teacher's embedding.
+    """Compute the squared distance to the teacher's embedding.
 
     `normed=False`: mean over dimensions of the raw difference (NVIDIA's clip-distillation). `normed=True`: sum over
     dimensions between unit vectors, `‖ŝ − t̂‖² = 2 − 2cos` (Li et al.'s L_mse).
@@ -138,7 +138,7 @@ def feat_mse(batch: Batch, normed: bool = False) -> Tensor:
 
 
 def pseudo_ce(batch: Batch, threshold: float = 0.95) -> Tensor:
-    """Cross-entropy of the linear head with its own most probable class, where that has at least `threshold`, else 0.
+    """Compute the cross-entropy with the student's own top class if its probability is at least `threshold`, else 0.
 
     Self-training without a teacher (Lee 2013; the threshold is FixMatch's, Sohn et al. 2020).
     """
@@ -147,7 +147,7 @@ def pseudo_ce(batch: Batch, threshold: float = 0.95) -> Tensor:
     return torch.where(probability >= threshold, losses, 0.0)
 
 
-# --- terms over the batch: the other images are those of all processes (Li et al., ICCV 2023)
+# --- contrastive terms over the global batch (Li et al., ICCV 2023)
 
 
 def im_nce(
@@ -156,10 +156,10 @@ def im_nce(
     both_ways: bool = True,
     metric: Literal["cosine", "distance"] = "cosine",
 ) -> Tensor:
-    """Find the own teacher embedding among the batch's, and the own student embedding among the students'.
+    """Match each student embedding with the teacher embedding of the same image among those of the batch.
 
     `½ [CE(ŝt̂ᵀ/τ, I) + CE(t̂ŝᵀ/τ, I)]` as in the published code (L_im-cst). `both_ways=False` keeps the first half, and
-    `metric="distance"` scores with `−‖ŝ − t̂‖²`, as in the paper; on unit vectors that is `2cos − 2`, so the same τ is
+    `metric="distance"` scores with `−‖ŝ − t̂‖²`, as in the paper. On unit vectors that is `2cos − 2`, so the same τ is
     twice as sharp.
     """
     student, teacher = unit(batch.embedding), unit(batch.teacher)  # [B, D]
@@ -171,10 +171,10 @@ def im_nce(
 
 
 def caption_nce(batch: Batch, tau: float = 0.07, same_class_mask: bool = True) -> Tensor:
-    """Find the own caption among the batch's (L_cap): `CE(cos(ŝ_i, cap_j)/τ over j, i)`.
+    """Match each image with its caption among those of the batch (L_cap): `CE(cos(ŝ_i, cap_j)/τ over j, i)`.
 
-    With `same_class_mask` other images of the own class are no negatives. The published code leaves τ out of this
-    term alone (τ = 1); the paper does not.
+    With `same_class_mask`, other images of the same class are not negatives. The published code omits τ in this term
+    (τ = 1); the paper does not.
     """
     own = batch.own_columns()
     captions = batch.gather(unit(batch.captions))  # [all, D]
@@ -188,7 +188,7 @@ def caption_nce(batch: Batch, tau: float = 0.07, same_class_mask: bool = True) -
 def _match(
     queries: Tensor, keys: Tensor, own: Tensor, factor: float, excluded: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy of each query `[B, D]` with its own key among `keys` `[all, D]`; float `[B]`."""
+    """Compute the cross-entropy of each query `[B, D]` with its key among `keys` `[all, D]`, float `[B]`."""
     scores = factor * queries @ keys.T  # [B, all]
     if excluded is not None:
         scores = scores.masked_fill(excluded, -torch.inf)
@@ -201,10 +201,10 @@ def _match(
 
 
 def vlprox(batch: Batch, k: int = 256, tau: float = 0.07) -> Tensor:
-    """Keep the teacher's nearest texts near, in the teacher's proportions (Li et al., ICCV 2023, L_vlprox).
+    """Match the teacher's distribution over its nearest texts (Li et al., ICCV 2023, L_vlprox).
 
-    `KL(softmax_Y(cos(t̂,T)/τ) ‖ softmax_Y(cos(ŝ,T)/τ))` over `Y`, the teacher's `k` best classes (all, where there are
-    fewer). The paper filters it by the mask `teacher_correct`; an empty mask gives 0 (published code: NaN).
+    `KL(softmax_Y(cos(t̂,T)/τ) ‖ softmax_Y(cos(ŝ,T)/τ))` over `Y`, the teacher's `k` best classes (all, if there are
+    fewer). The paper filters it by the mask `teacher_correct`. An empty mask gives 0 (published code: NaN).
     """
     scores = unit(batch.teacher) @ batch.bank.T
     teacher, chosen = scores.topk(min(k, len(batch.bank)), dim=-1)  # [B, k]
@@ -262,7 +262,7 @@ def _kl(student: Tensor, teacher: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TermInfo:
-    """A term and the batch fields it cannot do without."""
+    """A term and the batch fields it needs."""
 
     function: Callable[..., Tensor]
     needs: frozenset[str]
@@ -289,12 +289,12 @@ TERMS: dict[str, TermInfo] = {
 
 
 def teacher_correct(batch: Batch) -> Tensor:
-    """Mask of the images the teacher classifies as labelled (Li et al.'s filter), bool `[B]`."""
+    """Return the mask of images that the teacher classifies correctly (Li et al.'s filter), bool `[B]`."""
     return batch.teacher_logits().argmax(dim=-1) == batch.labels
 
 
 def teacher_confidence(batch: Batch) -> Tensor:
-    """Probability the teacher gives the label, float `[B]` in 0–1."""
+    """Return the teacher's probability of the label, float `[B]` in 0–1."""
     probabilities = softmax(batch.teacher_logits(), dim=-1)
     return probabilities.gather(1, batch.labels[:, None]).squeeze(1)
 
@@ -305,7 +305,7 @@ CONFIDENCES: dict[str, Callable[[Batch], Tensor]] = {"teacher_confidence": teach
 
 @dataclass(frozen=True)
 class TermSpec:
-    """One line of a recipe: a term's weight and numbers, and which images count how much."""
+    """A term of a recipe: its weight and parameters, and the weighting of images."""
 
     weight: float
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -314,7 +314,7 @@ class TermSpec:
 
 
 def needs(terms: Mapping[str, TermSpec]) -> frozenset[str]:
-    """Return the batch fields that these terms cannot do without."""
+    """Return the batch fields that these terms need."""
     fields: set[str] = set()
     for name, spec in terms.items():
         fields |= TERMS[name].needs
@@ -324,7 +324,7 @@ def needs(terms: Mapping[str, TermSpec]) -> frozenset[str]:
 
 
 def uses_labels(name: str, spec: TermSpec) -> bool:
-    """Return whether a term counts labelled images alone."""
+    """Return whether a term counts only labelled images."""
     return "labels" in needs({name: spec})
 
 
@@ -336,18 +336,18 @@ def objective(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the weighted loss and each term's own value.
 
-    Terms that use labels are means over the labelled images, the others over all. A mixed image's loss is
-    `λ · loss with its own targets + (1 − λ) · loss with its partner's`, for every term.
+    Terms that use labels are means over the labelled images, and other terms over all images. For every term, the loss
+    of a mixed image is `λ · loss with its own targets + (1 − λ) · loss with its partner's targets`.
 
     Args:
-        terms: term name → weight, numbers, mask and confidence.
-        total: sums a scalar over all processes, so that a mask that keeps more images here than elsewhere still gives
-            the mean over the *global* batch.
-        processes: how many; gradients are averaged over them afterwards, so the local share is multiplied back.
+        terms: term name → weight, parameters, mask and confidence.
+        total: sums a scalar over all processes, so that masks that keep different numbers of images per process still
+            give the mean over the *global* batch.
+        processes: number of processes; their gradients are averaged later, so the local loss is multiplied by it.
 
     Returns:
-        The scalar to call backward on, and the local value of each term (detached; a mean over processes is the
-        global one). An empty mask gives 0, not NaN.
+        The scalar loss, and the local value of each term (detached; its mean over processes is the global value). An
+        empty mask gives 0, not NaN.
     """
     loss = batch.labels.new_zeros((), dtype=torch.float32)
     values = {}
@@ -365,7 +365,7 @@ def _mean(
 ) -> Tensor:
     """Return this process's share of a term's mean over the global batch; `part` `[B]` weights the images."""
     labelled = batch.labels >= 0
-    # Rows without a label compute with class 0 where a term indexes by label, and do not count there.
+    # In terms that index by label, rows without a label use class 0 and are masked out.
     safe = dataclasses.replace(batch, labels=batch.labels.clamp(min=0))
     per_image = TERMS[name].function(safe, **spec.params).float()  # [B]
     mask = MASKS[spec.mask](batch) if spec.mask else torch.ones_like(labelled)
@@ -375,5 +375,5 @@ def _mean(
         per_image = per_image * CONFIDENCES[spec.confidence](safe)
     if part is not None:
         per_image = per_image * part
-    # where() and not a product: a NaN in an image that does not count must not reach the sum.
+    # where() instead of a product: a NaN of a masked image must not reach the sum.
     return torch.where(mask, per_image, 0.0).sum() / total(mask.sum()).clamp(min=1)

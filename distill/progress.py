@@ -1,4 +1,4 @@
-"""The log of a training run: console, metrics.jsonl and TensorBoard, written by process 0; and its evaluation steps."""
+"""The log of a training run (console, metrics.jsonl, loggers), written by process 0, and its evaluation steps."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from edgekd.distill.launch import Fabric
 from edgekd.distill.loggers import Loggers
 
 Speed = tuple[int, float, float]
-"""Images, seconds waited for data and seconds of a run, without each process's first step."""
+"""Images, seconds of waiting for data and total seconds of a run, without the first step of each process."""
 
 EVALUATIONS = 10
-"""Number of a callback's evaluations where source validation is evaluated at the end alone."""
+"""Number of evaluations of a callback if source validation is only evaluated at the end."""
 
 
 def evaluation_steps(span: range, every: int | None) -> tuple[int, ...]:
-    """Return numbers of steps done, rising: the multiples of `every` in a stage, or ten evenly spread, and its end.
+    """Return the evaluation steps of a stage, ascending: multiples of `every`, or ten evenly spread, and its last step.
 
     Args:
         span: the stage's steps, counted from 0 over the whole run.
@@ -49,16 +49,16 @@ def evaluation_steps(span: range, every: int | None) -> tuple[int, ...]:
 
 
 class Progress:
-    """Counts, measures and shows the steps of one run.
+    """Count, time and display the steps of a run.
 
-    Lines of metrics.jsonl and of TensorBoard that a killed run wrote after its last checkpoint are dropped on
-    resuming, so every step is there once.
+    On resuming, lines of metrics.jsonl and TensorBoard from after the last checkpoint are dropped, so that every step
+    appears once.
 
     Args:
-        config: `out`, and how often and where numbers are logged.
+        config: `out`, and interval and targets of the log.
         steps: of the whole run. resume_at: steps done before.
-        before: the `speed` of the part of the run before the checkpoint.
-        stages: names of those that have steps.
+        before: `speed` of the run before the checkpoint.
+        stages: names of the stages that have steps.
     """
 
     def __init__(
@@ -100,18 +100,18 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Seconds since this process started training."""
+        """Return the seconds since this process started training."""
         return time.perf_counter() - self._started
 
     @property
     def images_per_second(self) -> float:
-        """Over all steps but the first, which pays for start-up."""
+        """Return the throughput over all steps but the first, which includes start-up."""
         images, _, seconds = self.speed()
         return images / max(1e-9, seconds)
 
     @property
     def data_wait_percent(self) -> float:
-        """Part of the time that training waited for data."""
+        """Return the percentage of time spent waiting for data."""
         _, waited_s, seconds = self.speed()
         return 100 * waited_s / max(1e-9, seconds)
 
@@ -123,7 +123,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the block from the run's seconds and speed."""
+        """Exclude a block from the run's seconds and speed."""
         since = time.perf_counter()
         try:
             yield
@@ -144,7 +144,7 @@ class Progress:
         images: int,
         waited_s: float,
     ) -> None:
-        """Record one optimizer step of `images` images over all processes that waited `waited_s` for its data."""
+        """Record an optimizer step of `images` images over all processes that waited `waited_s` seconds for data."""
         self._last_step = time.perf_counter()
         if self._warm is None:
             self._warm = self._last_step
@@ -189,7 +189,7 @@ class Progress:
             say(f"ID validation accuracy {100 * accuracy:.1f} %")
 
     def attach(self, title: str, kind: str, paths: Sequence[Path]) -> None:
-        """Attach files to the run where its loggers keep any."""
+        """Attach files to the run in loggers that store files."""
         if self._board:
             self._board.attach(title, kind, paths)
 
@@ -200,7 +200,7 @@ class Progress:
 
 @contextlib.contextmanager
 def counting(title: str, total: int, fabric: Fabric) -> Iterator[Callable[[int], None]]:
-    """Show a bar over `total` things (a line every 10 s where there is no terminal); yields `advance(n)`."""
+    """Show a progress bar over `total` items, or a line every 10 s without a terminal; yield `advance(n)`."""
     done, started, last_line = 0, time.perf_counter(), time.perf_counter()
     bar = _bar("") if fabric.is_global_zero and err.is_terminal else None
     task = bar.add_task(title, total=total) if bar else None
@@ -234,7 +234,7 @@ def _bar(extra: str) -> Bar:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl; of a torn line, one beyond all steps."""
+    """Return the step of a line of metrics.jsonl; infinity for a truncated line."""
     try:
         return float(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError):

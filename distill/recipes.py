@@ -1,6 +1,6 @@
-"""Recipes are data: stages, each with its terms and weights, what trains, and how fast.
+"""Recipes as data: stages with loss terms, weights, trained parts and learning rates.
 
-A recipe does not depend on student, data or hardware. Any number can be changed from the command line, for example
+A recipe does not depend on student, data or hardware. Every number can be changed on the command line, for example
 `--set stages.distill.terms.cos_img.weight=0.7` or `--set stages.align.share=0.1`.
 """
 
@@ -24,8 +24,8 @@ Part = Literal["backbone", "projector", "head"]
 class Stage:
     """One phase of training.
 
-    `share` is this stage's part of the run's steps, so that every recipe costs the same budget. `lr` multiplies the
-    run's learning rate. What is not in `trains` is frozen.
+    `share` is the stage's fraction of the run's steps, so that every recipe takes the same number of steps. `lr` is a
+    factor on the run's learning rate. Parts that are not in `trains` are frozen.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named list of stages and the head that predicts.
+    """A named list of stages with a head.
 
-    A `text` head scores with the teacher's text vectors, a `linear` one is a classifier on the features, a `learned`
-    one a set of class vectors in the teacher's space that starts as the text vectors and trains.
+    A `text` head scores with the teacher's text vectors. A `linear` head is a classifier on the features. A `learned`
+    head has trained class vectors in the teacher's space, initialised with the text vectors.
     """
 
     name: str
@@ -49,38 +49,38 @@ class Recipe:
     head: Literal["text", "linear", "learned"]
     stages: tuple[Stage, ...]
     prompts: str = "photo"
-    """Templates unless `--prompts` is given."""
+    """Prompt templates unless `--prompts` is given."""
     projector: Literal["linear", "mlp", "mlp-gelu", "none"] = "linear"
     """Layers from the student's features into the teacher's space."""
     student: Literal["any", "teacher"] = "any"
     """`teacher`: the student is the teacher's own image encoder."""
     momentum: float = 0.999
-    """Of the visual bank, where a term reads one."""
+    """Momentum of the visual bank, if a term uses one."""
     augment: Literal["plain", "restyle"] = "plain"
-    """Student's views unless `--augment` is given; plain where unlabelled images train."""
+    """Augmentation unless `--augment` is given; plain with unlabelled images."""
     balance: Literal["domains", "classes"] = "domains"
-    """Equal shares in the batches unless `--balance` is given; of the domains where unlabelled images train."""
+    """Balance of the batches unless `--balance` is given; domains with unlabelled images."""
     centre: bool = False
     """Whether anisotropic teacher embeddings are mean-centred (`TextBank.head`)."""
 
     @property
     def takes_unlabelled(self) -> bool:
-        """Whether some term counts images without a label."""
+        """Return whether a term counts images without a label."""
         terms = [item for stage in self.stages for item in stage.terms.items()]
         return not all(uses_labels(name, spec) for name, spec in terms)
 
     @property
     def needs(self) -> frozenset[str]:
-        """Batch fields that some stage cannot do without."""
+        """Return the batch fields that the stages need."""
         return frozenset().union(*(needs(stage.terms) for stage in self.stages))
 
     @property
     def uses_texts(self) -> bool:
-        """Whether some term or the head needs a teacher and its text bank."""
+        """Return whether a term or the head needs a teacher and its text bank."""
         return bool(self.needs & {"teacher", "bank"}) or self.head == "text"
 
     def spans(self, steps: int) -> list[tuple[Stage, range]]:
-        """Return each stage with its steps, counted over the whole run of `steps`."""
+        """Return each stage with its range of steps in a run of `steps`."""
         shares = [0.0, *(stage.share for stage in self.stages)]
         edges = [int(edge) for edge in np.rint(np.cumsum(shares) * steps)]
         return [(stage, range(*edges[i : i + 2])) for i, stage in enumerate(self.stages)]
@@ -102,7 +102,7 @@ _RISE = {
 
 
 def _whole(trains: tuple[Part, ...], **terms: TermSpec) -> tuple[Stage, ...]:
-    """The only stage of a recipe."""
+    """Return the single stage of a recipe."""
     return (Stage("train", 1.0, terms, trains),)
 
 
@@ -146,7 +146,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "vl2v-sd",
-            "self-distillation: fine-tune the teacher's own image encoder towards its text and its former self",
+            "self-distillation: fine-tune the teacher's image encoder towards its text and original image embeddings",
             "Addepalli et al., CVPR 2024 (λ = 0.5, one stage)",
             "text",
             (Stage("distill", 1.0, _VL2V, ("backbone",), lr=0.2),),
@@ -155,14 +155,14 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "text-ce",
-            "labels through the text bank alone: vlm-ood without its two distilling terms",
+            "labels through the text bank only: vlm-ood without its two distillation terms",
             "Li et al., ICCV 2023 (L_cls, the first row of their tables; τ = 0.07)",
             "text",
             _whole(_BODY, **_TEXT_CE),
         ),
         Recipe(
             "vlm-ood",
-            "classify with the text bank, discriminate images as the teacher does, keep its neighbouring texts near",
+            "classify with the text bank, match the teacher's image embeddings and its distribution over near texts",
             "Li et al., ICCV 2023 (all weights 1, τ = 0.07, k = 256)",
             "text",
             _whole(
@@ -184,7 +184,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "lp-ft",
-            "labels only: first a linear probe, then everything from there",
+            "labels only: first a linear probe, then fine-tuning of all weights",
             "Kumar et al., ICLR 2022",
             "linear",
             (
@@ -194,14 +194,14 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "pseudo-label",
-            "labels, and the student's own confident answers on all images: self-training without a teacher",
+            "labels, and the student's own confident predictions on all images: self-training without a teacher",
             "Lee 2013; threshold 0.95 as in FixMatch (Sohn et al. 2020)",
             "linear",
             _whole(_LINEAR, **_CE, pseudo_ce=TermSpec(1.0, {"threshold": 0.95})),
         ),
         Recipe(
             "rise",
-            "labels and the teacher's probabilities on class vectors that start as texts, held near text and domains",
+            "labels and the teacher's probabilities on class vectors initialised from texts, tied to text and domains",
             "Huang et al., ICCV 2023 (w1 = 0.8, w2 = 0.2, w3 = 1, T = 3)",
             "learned",
             _whole(_ALL, **_RISE, domain_rel=TermSpec(1.0)),
@@ -221,15 +221,14 @@ RECIPES: dict[str, Recipe] = {
 }
 DEFAULT_RECIPE = "edgekd"
 _FIELDS = {"text": {"embedding"}, "linear": {"logits"}, "learned": {"embedding", "logits"}}
-"""Batch fields that depend on the head; every recipe may have the others."""
+"""Batch fields that depend on the head; the others are available to every recipe."""
 _OTHERS = {"labels", "teacher", "bank", "visual_bank", "domain_bank", "captions"}
 
 
 def get_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Return the recipe of that name, with `overrides[stage][field]` instead of its own numbers.
+    """Return a recipe by name, with its numbers replaced by `overrides[stage][field]`.
 
-    Raises:
-        EdgekdError: no such recipe, stage, field, term, mask or confidence; shares that do not add up to 1.
+    An unknown recipe, stage, field, term, mask or confidence, and shares that do not add up to 1, are an `EdgekdError`.
     """
     _check_known("There is no recipe", [name], RECIPES, " See: edgekd list recipes.")
     recipe = RECIPES[name]
@@ -241,8 +240,8 @@ def get_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     total = sum(stage.share for stage in recipe.stages)
     if abs(total - 1) > 1e-6 or any(stage.share < 0 for stage in recipe.stages):
         raise EdgekdError(
-            f"The stages of {name} share {total:g} of the steps, not 1.",
-            "Set every share so that they add up to 1.",
+            f"The shares of the stages of {name} add up to {total:g}, not 1.",
+            "Set the shares so that they add up to 1.",
         )
     provided = _OTHERS | _FIELDS[recipe.head]
     for stage in recipe.stages:
@@ -298,7 +297,7 @@ def _changed_term(term: str, before: TermSpec, fields: Any) -> TermSpec:
 
 
 def _table(value: Any, what: str, fields: Iterable[str] | None = None) -> Mapping[str, Any]:
-    """Check that `value` is a table, of these fields."""
+    """Check that `value` is a table with these fields."""
     if not isinstance(value, Mapping):
         raise EdgekdError(
             f"A {what} is a table, not {value!r}.", "Write --set stages.STAGE.FIELD=VALUE."

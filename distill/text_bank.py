@@ -1,4 +1,4 @@
-"""From class names to a text bank (prompts, templates, descriptions), and the text files that a run may be given."""
+"""The text bank of a teacher: prompt templates, descriptions, and one unit vector per class."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgekd.core.tensors import read_tensors, write_tensors
 
 TEMPLATE_SETS = ("photo", "imagenet7", "imagenet80", "domain")
 INDISTINCT = 0.999
-"""Cosine of two class vectors from which on the classes cannot be distinguished."""
+"""Cosine of two class vectors above which the classes cannot be distinguished."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class TextBank:
     """float32 `[classes, D]`, rows of length 1."""
     teacher_id: str
     logit_scale: float
-    """The teacher's factor on cosines (100 for OpenAI's CLIP): `softmax(logit_scale · cos)` is its prediction."""
+    """The teacher's factor on cosines (100 for OpenAI's CLIP); its prediction is `softmax(logit_scale · cos)`."""
     image_centre: Tensor | None = None
-    """float32 `[D]`, mean of the teacher's unit embeddings of the training images; None: not mean-centred."""
+    """float32 `[D]`, mean of the teacher's unit embeddings of the training images; None without mean-centring."""
     text_centre: Tensor | None = None
     """float32 `[D]`, mean of `vectors` at training time, kept so that a class can be added later."""
     described: bool = False
@@ -42,25 +42,25 @@ class TextBank:
 
     @property
     def head(self) -> Tensor:
-        """Vectors that the student's embedding is compared with, float32 `[classes, D]`, rows of length 1."""
+        """Return the class vectors for the student's embedding, float32 `[classes, D]`, rows of length 1."""
         if self.text_centre is None:
             return self.vectors
         return normalize(self.vectors - self.text_centre, dim=-1)
 
     def image_target(self, embeddings: Tensor) -> Tensor:
-        """Return the teacher's embeddings `[B, D]` as the student is to match them: mean-centred, if the bank is."""
+        """Return the student's targets for the teacher's embeddings `[B, D]`, mean-centred if the bank is."""
         if self.image_centre is None:
             return embeddings
         centre = self.image_centre.to(embeddings.device)
         return normalize(normalize(embeddings, dim=-1) - centre, dim=-1)
 
     def zero_shot(self, embeddings: Tensor) -> Tensor:
-        """Return the teacher's own logits `logit_scale · cos(t, T)` for its embeddings `[B, D]`, float `[B, C]`."""
+        """Return the teacher's logits `logit_scale · cos(t, T)` for its embeddings `[B, D]`, float `[B, C]`."""
         vectors = self.vectors.to(embeddings.device)
         return self.logit_scale * normalize(embeddings, dim=-1) @ vectors.T
 
     def write(self, path: Path) -> None:
-        """Save as safetensors; text fields are in the header."""
+        """Save as safetensors, with text fields in the header."""
         names = ("classes", "templates", "teacher_id", "logit_scale", "described")
         tensors = {name: getattr(self, name) for name in ("vectors", "image_centre", "text_centre")}
         present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -68,11 +68,7 @@ class TextBank:
 
 
 def read_text_bank(path: Path) -> TextBank:
-    """Load a bank written by `TextBank.write`.
-
-    Raises:
-        EdgekdError: missing, damaged, or arrays that do not fit together.
-    """
+    """Load a bank written by `TextBank.write`; a missing or damaged one is an `EdgekdError`."""
     hint = "Train the run again with --overwrite."
     tensors, facts = read_tensors(path, "text bank", hint)
 
@@ -101,7 +97,9 @@ def read_text_bank(path: Path) -> TextBank:
         or any(t.dtype != torch.float32 or not t.isfinite().all() for t in (bank.vectors, *centres))
         or any(template.count("{}") != 1 for template in templates)
     ):
-        raise EdgekdError(f"The text bank at {path} is damaged: its {rows} rows do not fit.", hint)
+        raise EdgekdError(
+            f"The text bank at {path} is damaged: its {rows} rows do not match.", hint
+        )
     return bank
 
 
@@ -115,8 +113,8 @@ def templates_for(choice: str, domains: Sequence[str] = ()) -> tuple[str, ...]:
 
     Args:
         choice: `photo` ("a photo of a {}"), `imagenet7` and `imagenet80` (CLIP's published ensembles), `domain`
-            ("a {domain} of a {}" over the *source* domains, as VL2V's E2 and RISE), or a text file with a template
-            per line.
+            ("a {domain} of a {}" over the *source* domains, as in VL2V's E2 and RISE), or a text file with one
+            template per line.
         domains: names of the source domains; the unseen domain must not be among them.
     """
     if choice == "photo":
@@ -130,7 +128,7 @@ def templates_for(choice: str, domains: Sequence[str] = ()) -> tuple[str, ...]:
     if choice == "domain":
         if not domains or tuple(domains) == ("all",):
             raise EdgekdError(
-                "The domain templates need images sorted by domain, and these are not.",
+                "The domain templates need images sorted by domain.",
                 "Use --prompts photo, or a domain/class/image folder.",
             )
         return tuple(f"a {readable(domain)} of a {{}}" for domain in domains)
@@ -158,27 +156,27 @@ def prompts_of(name: str, templates: Sequence[str], descriptions: Sequence[str] 
 
 
 def ensemble(vectors: Tensor) -> Tensor:
-    """Average prompts as CLIP does: normalise each, mean, normalise again. `[T, C, D]` → float32 `[C, D]`."""
+    """Average prompts as in CLIP: normalise, mean, normalise. `[T, C, D]` → float32 `[C, D]`."""
     return normalize(normalize(vectors.float(), dim=-1).mean(dim=0), dim=-1)
 
 
 def warn_of_indistinct_classes(bank: TextBank) -> None:
-    """Warn in one line of classes whose text vectors are (nearly) equal: one of each pair is never predicted."""
+    """Warn of classes with (nearly) equal text vectors, of which one is never predicted."""
     cosines = (bank.vectors @ bank.vectors.T).triu(diagonal=1)  # [C, C]
     pairs = (cosines >= INDISTINCT).nonzero().tolist()
     if pairs:
         named = [f'"{bank.classes[a]}" and "{bank.classes[b]}"' for a, b in pairs]
         more = f", and {len(named) - 5} more pairs" if len(named) > 5 else ""
         warn(
-            f"the teacher reads these classes alike (text cosine from {INDISTINCT} on), so one of each pair can hardly "
-            f"win: {'; '.join(named[:5])}{more}. Bring them together, or name them apart in classes.txt."
+            f"these classes have nearly equal text vectors (cosine of at least {INDISTINCT}), so one of each pair "
+            f"is hardly ever predicted: {'; '.join(named[:5])}{more}. Merge them, or rename them in classes.txt."
         )
 
 
 def warn_of_long_prompts(
     tokenizer: Any, classes: Sequence[str], prompts: Sequence[Sequence[str]]
 ) -> None:
-    """Warn in one line of prompts `prompts[i]` of class `classes[i]` that the tokenizer truncates."""
+    """Warn of prompts `prompts[i]` of class `classes[i]` that the tokenizer truncates."""
     context = getattr(tokenizer, "context_length", None)
     if not context:
         return
@@ -186,14 +184,14 @@ def warn_of_long_prompts(
     cut = [(name, n) for name, n in zip(classes, counts, strict=True) if n > context]
     if cut:
         warn(
-            f'the prompts of {len(cut)} of {len(classes)} classes are longer than the teacher reads: "{cut[0][0]}" has '
-            f"{cut[0][1]} tokens, {context} fit; the rest is cut off."
+            f'the prompts of {len(cut)} of {len(classes)} classes are truncated by the tokenizer: "{cut[0][0]}" has '
+            f"{cut[0][1]} tokens, and the limit is {context}."
         )
 
 
 def _token_count(tokenizer: Any, prompt: str, context: int) -> int:
-    """Tokens of a prompt with begin and end, before truncation; 0 if it is short or cannot be counted."""
-    if len(prompt.encode()) + 2 <= context:  # a token is a byte at least
+    """Count the tokens of a prompt with begin and end, before truncation; 0 if it is short or cannot be counted."""
+    if len(prompt.encode()) + 2 <= context:  # a token has at least one byte
         return 0
     if hasattr(tokenizer, "encode"):
         return len(tokenizer.encode(prompt)) + 2

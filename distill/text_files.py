@@ -1,4 +1,4 @@
-"""The text files that a run may be given: descriptions of classes, a vocabulary, captions."""
+"""Readers of text files: descriptions of classes, vocabularies, captions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from edgekd.core.readers import parse_json, printable, read_text
 from edgekd.distill.text_bank import readable
 
 QUESTION = "Use a single sentence to describe the appearance and shape of {}. Only describe the shape and appearance."
-"""The prompt to the paper's language model (Li et al., ICCV 2023); a `command:` gets it with the class name."""
+"""Prompt for the language model in the paper (Li et al., ICCV 2023), passed to a `command:` with the class name."""
 DESCRIPTIONS_FILE = "descriptions.json"
-"""In a run's folder."""
+"""File in a run folder."""
 COMMAND_SECONDS = 120
 Descriptions = Mapping[str, tuple[str, ...]]
 """Class name → its sentences, each appended to the class's prompts (label enrichment; Li et al., ICCV 2023)."""
@@ -29,8 +29,8 @@ def descriptions_for(spec: str, classes: Sequence[str]) -> Descriptions:
 
     Args:
         spec: a `.json` file (class → sentence, or a list of them), a text file (`class: sentence` per line), or
-            `command:PROGRAM ARGUMENTS`, run once per class with `QUESTION` as its last argument; its output counts.
-        classes: the classes that need them; others in the file are ignored.
+            `command:PROGRAM ARGUMENTS`, run once per class with `QUESTION` as its last argument.
+        classes: the classes to describe; others in the file are ignored.
     """
     if spec.startswith("command:"):
         return {name: (_run_command(spec.removeprefix("command:"), name),) for name in classes}
@@ -48,7 +48,7 @@ def descriptions_for(spec: str, classes: Sequence[str]) -> Descriptions:
         hint = f'The entry of "{first}" is empty.' if first in known else did_you_mean(first, known)
         raise EdgekdError(
             f"{path} has no description of {len(missing)} of {len(classes)} classes: {', '.join(missing[:8])}.",
-            f"{hint} Every class needs one.",
+            f"{hint} Every class needs a description.",
         )
     return {name: known[readable(name)] for name in classes}
 
@@ -56,14 +56,10 @@ def descriptions_for(spec: str, classes: Sequence[str]) -> Descriptions:
 def stored_descriptions(
     path: Path | None, spec: str, classes: Sequence[str], *, may_run: bool
 ) -> Descriptions:
-    """Return sentences for every class: those written down before, and for the others those of `spec`.
+    """Return sentences for every class: those in the file `path`, if it exists, and for the others those of `spec`.
 
-    A language model answers differently every time, so training and prediction agree only if its output is read back.
-
-    Args:
-        path: the file of a run or a study, which need not exist.
-        spec: as `descriptions_for`.
-        may_run: `spec` was given by the caller of this very process. A command that was read from a file never runs.
+    A language model answers differently every time, so training and prediction agree only if its output is read back. A
+    command runs only if `may_run`: it was given to this very process, and not read from a file.
     """
     stored = {}
     if path is not None and path.exists():
@@ -71,7 +67,7 @@ def stored_descriptions(
     missing = [name for name in classes if not stored.get(readable(name))]
     if missing and spec.startswith("command:") and not may_run:
         raise EdgekdError(
-            f'There is no stored description of "{missing[0]}", and the command that a run has stored is not run.',
+            f'There is no stored description of "{missing[0]}", and a command from a run is never executed.',
             f"Restore the run's {DESCRIPTIONS_FILE}, or give descriptions on the command line.",
         )
     new = descriptions_for(spec, missing) if missing else {}
@@ -81,7 +77,7 @@ def stored_descriptions(
 def write_descriptions(
     path: Path, classes: Iterable[str], describe: Callable[[str], str | Sequence[str]]
 ) -> None:
-    """Call any function for every class's sentences and write them as a file that `descriptions` reads."""
+    """Write a descriptions file with the sentences that a function returns for each class."""
     answers = {name: describe(name) for name in classes}
     write_json(path, {n: a if isinstance(a, str) else list(a) for n, a in answers.items()})
 
@@ -91,7 +87,7 @@ def _run_command(command: str, name: str) -> str:
         words = shlex.split(command)
     except ValueError as error:
         raise EdgekdError(
-            f"The description command cannot be read ({str(error).lower()}): {command}",
+            f"The description command cannot be parsed ({str(error).lower()}): {command}",
             "Quote it as in a shell.",
         ) from error
     if not words:
@@ -111,7 +107,7 @@ def _run_command(command: str, name: str) -> str:
         reason = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise EdgekdError(
             f'The description command failed for the class "{name}" (exit code {done.returncode}: {reason[:160]}).',
-            "It gets the question as its last argument and must print one sentence.",
+            "The command gets the question as its last argument and must print one sentence.",
         )
     return answer
 
@@ -144,7 +140,7 @@ def _read_descriptions(path: Path) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _json_pairs(path: Path, text: str, what: str) -> list[tuple[str, Any]]:
-    """Entries of a JSON object, a name that comes twice among them twice; none of anything else."""
+    """Return the entries of a JSON object, including duplicate names; empty for any other value."""
     try:
         loaded = parse_json(text, pairs=True)
     except ValueError as error:
@@ -153,10 +149,9 @@ def _json_pairs(path: Path, text: str, what: str) -> list[tuple[str, Any]]:
 
 
 def read_vocabulary(path: Path) -> tuple[str, ...]:
-    """Read names to distil for, one per line; empty lines and lines that begin with # are left out.
+    """Read names to distil for, one per line; empty lines and lines that start with # are skipped.
 
-    Raises:
-        EdgekdError: unreadable, fewer than two names, a name twice (after `_` → space, without case).
+    Fewer than two names, and a name twice (after `_` → space, without case), are an `EdgekdError`.
     """
     text = read_text(path, "vocabulary", "Check --vocabulary.")
     lines = [printable(line.strip()) for line in text.splitlines()]
@@ -166,7 +161,7 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     if twice:
         raise EdgekdError(
             f"The vocabulary {path} has the same name more than once: {', '.join(twice[:8])}.",
-            "Two equal rows would share their images; keep one.",
+            "Keep one of them.",
         )
     if len(names) < 2:
         raise EdgekdError(f"The vocabulary {path} has fewer than two names.", "Write one per line.")
@@ -176,8 +171,7 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
 def read_captions(path: Path, ids: Sequence[str]) -> list[str]:
     """Return the caption of each image of `ids`, from a JSON object (id → caption) or a CSV (image, caption).
 
-    Raises:
-        EdgekdError: unreadable, an image without a caption or with two.
+    An image without a caption, or with two, is an `EdgekdError`.
     """
     text = read_text(path, "captions file", "Check --captions.")
     pairs: list[tuple[Any, Any]]
@@ -188,13 +182,13 @@ def read_captions(path: Path, ids: Sequence[str]) -> list[str]:
         try:
             if not {"image", "caption"} <= set(rows.fieldnames or ()):
                 raise EdgekdError(
-                    f"{path} lacks a column image or caption.",
+                    f"{path} has no column image or caption.",
                     "Its first line must be: image,caption.",
                 )
             pairs = [(row["image"], row["caption"]) for row in rows]
         except csv.Error as error:
             raise EdgekdError(
-                f"{path} is not readable CSV ({error}).", "Write lines of image,caption."
+                f"{path} is not valid CSV ({error}).", "Write lines of image,caption."
             ) from error
     found: dict[str, str] = {}
     for name, caption in pairs:

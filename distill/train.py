@@ -1,7 +1,7 @@
-"""The training loop, top to bottom, of all tasks; and `train`, which distils an image classifier with it.
+"""The training loop of all tasks (`fit`), and the training of an image classifier (`train`).
 
-One process on a laptop, `--devices 2` here, or every process of `torchrun` runs the loop. Batches are a function of the
-step, so any number of processes sees the same global batches, and a resumed run the same numbers.
+The loop runs in one process, in `--devices` processes, or in those of `torchrun`. Batches depend only on the step, so
+any number of processes sees the same global batches, and a resumed run gives the same numbers.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import contextlib
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from edgekd.configs.train import TrainConfig
+from edgekd.core.ahead import map_ahead
 from edgekd.core.console import is_main_process, say, set_rank, shell_word
 from edgekd.core.errors import EdgekdError, Stopped
 from edgekd.core.folders import RUN, growing
@@ -27,13 +29,12 @@ from edgekd.core.manifest import Run, read_run
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
 from edgekd.distill.averaging import Ema, LastWeights, Swad
-from edgekd.distill.checkpoint import Checkpoint, Resumable, StopRequest
+from edgekd.distill.checkpoint import Checkpoint, StopRequest, Task
 from edgekd.distill.classification.estimate import outline
 from edgekd.distill.classification.finish import finish
 from edgekd.distill.classification.plan import load_data, settle
 from edgekd.distill.classification.setup import build, initialise, prepare
 from edgekd.distill.classification.task import Classification
-from edgekd.distill.inputs.batches import Prefetcher
 from edgekd.distill.launch import (
     Fabric,
     find_launch,
@@ -42,49 +43,17 @@ from edgekd.distill.launch import (
     step_threads,
     total,
 )
-from edgekd.distill.losses import Batch, objective
-from edgekd.distill.models.batchnorm import Fold, folded, training_mode
+from edgekd.distill.losses import objective
+from edgekd.distill.models.batchnorm import folded, training_mode
 from edgekd.distill.progress import Progress, evaluation_steps
 from edgekd.distill.recipes import Stage
 
 SWAD_EVALUATIONS = 20
-"""Unless `eval_every` is set."""
+"""Number of SWAD's evaluations unless `eval_every` is set."""
 
 Callback = Callable[[Classification, nn.Module, int, tuple[int, ...]], None]
-"""Called as `callback(task, model, done, steps)` on process 0, with the weights that would be saved after `done` steps;
-`steps` are all the steps of the run at which it is called. It changes nothing of the run."""
-
-
-class Task(Resumable, Protocol):
-    """What the loop needs of a task: an image classifier, or a vision-language student."""
-
-    @property
-    def source(self) -> Callable[[int], Any]:
-        """Return the function that makes the raw batch of a step."""
-
-    def train_only(self, parts: tuple[str, ...]) -> None:
-        """Freeze all parts of the model but these."""
-
-    def folds(self) -> list[Fold]:
-        """Return the BatchNorms of the model that a forward pass may fold into convolutions."""
-
-    def views(self, raw: Any) -> Any:
-        """Return the student's input for a raw batch."""
-
-    def teacher_features(self, raw: Any) -> Any:
-        """Return the teacher's features of the same input, None without a teacher."""
-
-    def forward(self, model: nn.Module, views: Any, teacher: Any, raw: Any) -> Batch:
-        """Return the student's output and its targets."""
-
-    def update(self, teacher: Any) -> None:
-        """Update state that follows the teacher's features, after a step."""
-
-    def loss(self, model: nn.Module) -> float:
-        """Return the loss on source validation (for SWAD)."""
-
-    def names(self, raw: Any) -> list[str]:
-        """Return the names of a batch's images."""
+"""Called as `callback(task, model, done, steps)` on process 0 with the weights that would be saved after `done` steps.
+`steps` are all steps at which it is called. It must not change the run."""
 
 
 def fit(
@@ -97,17 +66,18 @@ def fit(
     callback: Callable[[nn.Module, int, tuple[int, ...]], None] | None = None,
     max_norm: float | None = None,
 ) -> LastWeights:
-    """Train through all stages, from where the checkpoint left off.
+    """Train through all stages, starting at the checkpoint.
 
     Args:
-        stages: each with its steps, counted over the whole run.
-        max_norm: of the gradients, None for no limit.
+        stages: each with its range of steps in the whole run.
+        max_norm: maximum norm of the gradients; None is no limit.
 
     Returns:
-        The average of the last stage, which holds the weights to save.
+        The average of the last stage, with the weights to save.
 
     Raises:
-        EdgekdError: the loss is not finite. Stopped: a signal ended the run, and a checkpoint is written.
+        EdgekdError: the loss is not finite.
+        Stopped: a signal stopped the run, after a checkpoint was written.
     """
     assert config.lr is not None
     steps, frozen_bn = stages[-1][1].stop, config.bn == "frozen"
@@ -115,7 +85,7 @@ def fit(
         final, start = span.stop == steps, max(checkpoint.done, span.start)
         if start >= span.stop and not final:
             continue
-        # What trains in this stage, and with which optimizer; the average follows every step.
+        # Parts to train in this stage, their optimizer, and the average, which is updated at every step.
         task.train_only(stage.trains)
         base_lr = config.lr * stage.lr
         groups = param_groups_weight_decay(task.model, config.weight_decay)
@@ -124,7 +94,7 @@ def fit(
         compiled: Any = torch.compile(task.model) if config.compile else task.model
         model: Any = fabric.setup_module(compiled)
         optimizer: Any = fabric.setup_optimizers(raw_optimizer)
-        # A compiler fuses for itself, and would compile again for every pass that changes.
+        # torch.compile fuses by itself, and would recompile for every changed forward pass.
         folds = task.folds() if frozen_bn and not config.compile else []
         average = make_average(task, config, fabric, len(span), final=final)
         if start > span.start:
@@ -135,10 +105,13 @@ def fit(
         evaluations = evaluation_steps(span, validate_every) if final else ()
 
         # The student's views, float [b, 3, S, S] in 0–1, are made ahead too, beside the step before.
-        stop = start if checkpoint.patience_over else span.stop
-        batches = Prefetcher(partial(_with_views, task), range(start, stop))
+        todo = range(start, start if checkpoint.patience_over else span.stop)
+        batches = map_ahead(partial(_with_views, task), todo, ahead=1)
         done, stopping = start, False
-        for step, (raw, views) in batches:
+        for step in todo:
+            since = time.perf_counter()
+            raw, views = next(batches)
+            waited_s = time.perf_counter() - since
             # Mode and learning rate of this step.
             training_mode(model, frozen_bn=frozen_bn)
             constant = config.average == "swad" and final
@@ -167,7 +140,7 @@ def fit(
             # Log, validate, checkpoint.
             done = step + 1
             images = len(batch.labels) * fabric.world_size
-            progress.step(step, stage.name, loss, values, lr, images, batches.waited_s)
+            progress.step(step, stage.name, loss, values, lr, images, waited_s)
             if validate_every and done in evaluations:
                 checkpoint.evaluate(done, task, average, progress)
             if callback and done in evaluations:
@@ -180,7 +153,7 @@ def fit(
                 checkpoint.save(done, task, average, raw_optimizer, progress)
             if stopping or checkpoint.patience_over:
                 break
-        # The end of a stage is a checkpoint: the next stage needs the weights and nothing else.
+        # Write a checkpoint at the end of a stage; the next stage only needs the weights.
         if start < done and (done == span.stop or checkpoint.patience_over):
             kept, state = (average, raw_optimizer) if final else (None, None)
             checkpoint.save(done, task, kept, state, progress)
@@ -197,7 +170,7 @@ def _with_views(task: Task, step: int) -> tuple[Any, Any]:
 def make_average(
     task: Task, config: TrainConfig, fabric: Fabric, steps: int, *, final: bool
 ) -> LastWeights:
-    """Return the average of a stage of `steps`; SWAD and WiSE-FT apply to the last stage alone."""
+    """Return the average of a stage of `steps`; SWAD and WiSE-FT apply only to the last stage."""
     if config.average == "swad" and final:
         every = config.eval_every or max(1, steps // SWAD_EVALUATIONS)
         loss = task.loss if fabric.is_global_zero else None
@@ -209,9 +182,10 @@ def make_average(
 
 
 def schedule(part: float, warmup: float, *, constant: bool = False) -> float:
-    """Return the factor on the learning rate at `part` (0–1) of a stage: a linear rise, then half a cosine to 0.
+    """Return the learning rate factor at `part` (0–1) of a stage: linear warm-up, then half a cosine to 0.
 
-    `constant`, for SWAD: a rise to the cosine's mean, then no change; weights at rest leave nothing to average.
+    With `constant` (for SWAD), it rises to the mean of the cosine and stays there, because weights that no longer
+    change leave nothing to average.
     """
     if constant:
         return 0.5 * min(1.0, (part + 1e-3) / warmup if warmup else 1.0)
@@ -221,13 +195,13 @@ def schedule(part: float, warmup: float, *, constant: bool = False) -> float:
 
 
 def stop_if_not_finite(loss: Tensor, values: Mapping[str, Tensor], names: Sequence[str]) -> None:
-    """Raise an `EdgekdError` that names the term and the images where the loss is not finite."""
+    """Raise an `EdgekdError` with the term and the images if the loss is not finite."""
     if torch.isfinite(loss):
         return
     term = next((name for name, value in values.items() if not torch.isfinite(value)), "the sum")
     raise EdgekdError(
         f"The loss is not finite: {term}, on a batch with {', '.join(names[:4])}, ….",
-        "Lower --lr, or check these images; nothing was saved from this step.",
+        "Lower --lr, or check these images. Nothing was saved from this step.",
     )
 
 
@@ -235,20 +209,20 @@ def train(config: TrainConfig, callback: Callback | None = None) -> Run:
     """Train a student and write its run folder.
 
     Args:
-        callback: called at the evaluation steps of the last stage; the run's numbers are the same without. It must
-            pickle where there are several processes.
+        callback: called at the evaluation steps of the last stage, without effect on the run. With several processes
+            it must be picklable.
 
     Raises:
-        EdgekdError: anything the user can mend, before training starts wherever possible.
+        EdgekdError: a user error, before training starts whenever possible.
     """
     launch = find_launch()
     config = settle(config)
-    # Process 0 holds the run's folder from before the work until its end.
+    # Process 0 locks the run folder for the whole training.
     folder = growing(config.folder, RUN, overwrite=config.overwrite, resume=config.resume)
     with folder if is_main_process() else contextlib.nullcontext():
         images, split = load_data(config)
         fabric = make_fabric(config, launch)
-        # Bound beforehand: Fabric walks through the arguments of a launch and stumbles over frozen dataclasses.
+        # Bound with partial, because Fabric traverses the arguments of a launch and fails on frozen dataclasses.
         work = partial(_work, config=config, images=images, split=split, callback=callback)
         request = StopRequest(forward=True) if config.devices > 1 and not launch else None
         try:
@@ -263,8 +237,8 @@ def train(config: TrainConfig, callback: Callback | None = None) -> Run:
             if isinstance(error, ProcessExitedException):
                 how = error.signal_name or f"exit code {error.exit_code}"
                 raise EdgekdError(
-                    f"Process {error.error_index} of {config.devices} died ({how}), and the others were ended.",
-                    f"Go on, with fewer --devices if need be: edgekd train --resume --out {shell_word(config.folder)}",
+                    f"Process {error.error_index} of {config.devices} died ({how}), and the others were stopped.",
+                    f"Resume, if needed with fewer --devices: edgekd train --resume --out {shell_word(config.folder)}",
                 ) from error
             raise
         if stopped is not None:
@@ -279,10 +253,10 @@ def _work(
     split: Split,
     callback: Callback | None,
 ) -> Stopped | None:
-    """One process's part. What stopped it is returned: torch drops a KeyboardInterrupt of a process it started."""
+    """Run one process of a training. Return its `Stopped`, since torch drops a KeyboardInterrupt of a child process."""
     set_rank(fabric.global_rank)
     try:
-        # The folder's name, where edgekd chooses it, is the one that process 0 holds.
+        # If edgekd chooses the folder's name, it is the one that process 0 has locked.
         _train_process(fabric, fabric.broadcast(config), images, split, callback)
     except Stopped as stopped:
         return stopped

@@ -1,4 +1,4 @@
-"""Export: from a torch student to the file a device runs. Called, it is `edgekd.api.export`."""
+"""Export a torch student to the file that a device runs. Calling the package calls `edgekd.api.export`."""
 
 from edgekd import make_callable
 

@@ -1,7 +1,7 @@
-"""The writer for Core ML: an ML program in one `.mlpackage`, converted, compressed and checked on any machine.
+"""The writer for Core ML: an ML program in an `.mlpackage`, converted, compressed and checked on any machine.
 
-From the torch program to float32, from there to half precision with the layers that it would ruin left in float32, then
-compression. Each step is read back from disk and compared with the one before on real images.
+The torch program is converted to float32, then to half precision (except for layers that need float32), and then
+compressed. Each step is read back from disk and compared with the previous one on real images.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from torch import Tensor, nn
 
 from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError, first_line
 from edgekd.core.manifest import Artifact, TensorSpec
 from edgekd.core.predictor import Predictor
-from edgekd.core.readers import parse_json, read_json
+from edgekd.core.readers import read_json
 from edgekd.core.version import __version__
 from edgekd.export.graph import Deployable, UnitHead, torch_logits
 from edgekd.export.mil.compress import (
@@ -46,14 +47,14 @@ from edgekd.targets.coreml import EMBEDDING, load_embedder, load_package
 
 PACKAGE = "model.mlpackage"
 DEPLOYMENT = ("iOS17", "iOS18", "iOS26")
-"""Oldest systems that an export can be made for, the default first: 8-bit activations came with it."""
+"""Supported minimum systems; the first, which introduced 8-bit activations, is the default."""
 _MODEL = f"{PACKAGE}/Data/com.apple.CoreML/model.mlmodel"
 _SAMPLES = 32
-"""Images for the range analysis and for the comparison of each step with the one before."""
+"""Number of images for the range analysis and for the comparison of each step with the previous one."""
 
 
 class Program(nn.Module):
-    """What Core ML runs: an image in, probabilities or a unit embedding out, normalisation and head inside."""
+    """The module for Core ML: image → probabilities or a unit embedding, including normalisation and head."""
 
     scale: Tensor
     shift: Tensor
@@ -61,7 +62,7 @@ class Program(nn.Module):
     def __init__(self, model: Deployable) -> None:
         super().__init__()
         self.backbone, self.head = model.backbone, model.head
-        # The deployable holds one statistic per value of a pixel row; its first three are the channels'.
+        # The deployable has one statistic per value of a pixel row; the first three are those of the channels.
         self.register_buffer("scale", model.scale[:3].reshape(1, 3, 1, 1).clone())
         self.register_buffer("shift", model.shift[:3].reshape(1, 3, 1, 1).clone())
 
@@ -74,23 +75,23 @@ class Program(nn.Module):
 def write(build: Build) -> Written:
     """Write `model.mlpackage` in the wanted precision.
 
-    Raises:
-        EdgekdError: coremltools is missing, the student cannot be converted or checked, no images for the analysis.
+    Without coremltools, without images for the analysis, and for a student that cannot be converted or checked, it is
+    an `EdgekdError`.
     """
     coremltools = import_coremltools()
-    deployment = str(build.options.get("deployment_target") or DEPLOYMENT[0])
+    source, deployment = build.source, build.config.deployment_target or DEPLOYMENT[0]
     if deployment not in DEPLOYMENT:
         raise EdgekdError(
-            f"Core ML models are not made for {deployment} here.",
+            f"The deployment target {deployment} is not supported.",
             f"Known: {', '.join(DEPLOYMENT)}.",
         )
     started = time.perf_counter()
-    size, classes = build.preprocess.size, build.classes if build.bank is None else None
-    exported = capture(build.model, size)
+    size, classes = source.preprocess.size, source.classes if source.bank is None else None
+    exported = capture(source.model, size)
     package, quantization = build.folder / PACKAGE, None
     details: dict[str, Any] = {}
     model = convert(exported, size, classes, deployment, half=False)
-    if build.precision == "fp32":
+    if build.config.precision == "fp32":
         _save(model, package, build)
     else:
         quantization, details = _write_half(build, model, exported, classes, deployment)
@@ -108,16 +109,12 @@ def write(build: Build) -> Written:
     image = TensorSpec(
         name="image", dtype="image", shape=(size, size), layout="RGB, 8 bits per channel"
     )
-    evaluate, by = _evaluation(build)
     return Written(
-        format="coreml",
         files=(_MODEL, *(name for name in names if name != _MODEL)),
         inputs=(image,),
         outputs=_outputs(build),
         quantization=quantization,
         details=details,
-        evaluate=evaluate,
-        evaluated_by=by,
     )
 
 
@@ -128,33 +125,31 @@ def _write_half(
     classes: Collection[str] | None,
     deployment: str,
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """Write the package in half precision, compressed further where wanted.
+    """Write the package in half precision, with further compression if requested.
 
     Returns:
-        What was quantized, and details: what half precision would do, and how far each step strays from the one before.
+        The record of the quantization, and details: hazards of half precision, and the error of each step.
     """
-    if build.calibration is None or len(build.calibration) == 0:
-        raise EdgekdError(
-            "The range analysis for half precision needs images.", "Give some training images."
-        )
-    samples = _spread(build.calibration, _SAMPLES)
+    images, precision = build.source.calibration, build.config.precision
+    assert images is not None
+    samples = _spread(images, _SAMPLES)
     full = _read_back(model, build.folder)
     ranges = measure_ranges(full, samples)
     kept = layers_to_keep(full, ranges.hazards)
     _report(ranges, kept)
-    size, quantization = build.preprocess.size, None
+    size, quantization = build.source.preprocess.size, None
     model = convert(exported, size, classes, deployment, half=True, keep=kept)
     half = _read_back(model, build.folder)
     with _disk_errors():
-        if build.precision == "int8-weights":
+        if precision == "int8-weights":
             model, quantization = quantize_weights(model)
-        elif build.precision == "int8":
+        elif precision == "int8":
             say("int8: 8-bit weights and activations; --int8-weights is what --int8 was in 0.1")
-            calibrated = measure_ranges(half, build.calibration)
+            calibrated = measure_ranges(half, images)
             model, quantization = quantize_activations(model, half, calibrated)
-            quantization["calibration_images"] = len(build.calibration)
-        elif build.precision in PALETTE_BITS:
-            model, quantization = palettize(model, PALETTE_BITS[build.precision])
+            quantization["calibration_images"] = len(images)
+        elif precision in PALETTE_BITS:
+            model, quantization = palettize(model, PALETTE_BITS[precision])
     _save(model, build.folder / PACKAGE, build)
     return quantization, {
         "fp16_hazards": [hazard.as_json() for hazard in ranges.hazards],
@@ -167,22 +162,18 @@ SIMPLER: dict[Any, Callable[..., torch.Tensor]] = {
     torch.ops.aten.addcmul.default: lambda x, y, z, value=1: x + value * y * z,
     torch.ops.aten.alias.default: lambda x: x,
 }
-"""What coremltools cannot convert, in operations that it can: ConvNeXt V2's first, GhostNet's second."""
+"""Decompositions of operations that coremltools cannot convert (ConvNeXt V2, GhostNet)."""
 
 
 def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
-    """Return the program as core operations, the form that coremltools converts whatever its numpy.
-
-    Raises:
-        EdgekdError: torch cannot trace the student.
-    """
+    """Return the program as core operations, the form that coremltools converts whatever its numpy."""
     whole = Program(copy.deepcopy(model).cpu()).eval()
     try:
         with quiet(), torch.no_grad():
             program = torch.export.export(whole, (torch.zeros(1, 3, size, size),))
             core: torch.export.ExportedProgram = program.run_decompositions(SIMPLER)
             return core
-    except Exception as error:  # torch.export raises a dozen kinds
+    except Exception as error:  # torch.export raises many kinds
         raise EdgekdError(
             f"The student cannot be captured for Core ML ({first_line(error)}).",
             "Choose another student, or one built from common layers.",
@@ -198,17 +189,10 @@ def convert(
     half: bool,
     keep: Collection[str] = (),
 ) -> Any:
-    """Return a coremltools model of the program: image input; class labels, or a float32 embedding.
+    """Return a coremltools model of the program: image input; class labels, or without `classes` a float32 embedding.
 
-    Args:
-        classes: None for a program that ends in an embedding.
-        deployment: the oldest system it must run on.
-        half: compute in float16, but for `keep` and the softmax of a classifier, whose small probabilities float16
-            would take for zero.
-        keep: layers that stay in float32, by name.
-
-    Raises:
-        EdgekdError: an operation that coremltools does not support, or no room for its files.
+    With `half` it computes in float16, but for the layers named in `keep` and for the softmax of a classifier, whose
+    small probabilities float16 would take for zero. `deployment` is the oldest system it must run on.
     """
     coremltools = import_coremltools()
 
@@ -239,7 +223,7 @@ def convert(
             )
     except EdgekdError:
         raise
-    except Exception as error:  # coremltools raises a dozen kinds
+    except Exception as error:  # coremltools raises many kinds
         raise EdgekdError(
             f"coremltools {coremltools.__version__} cannot convert the student ({first_line(error)}).",
             "Choose another student, or one built from common layers.",
@@ -248,7 +232,7 @@ def convert(
 
 @contextlib.contextmanager
 def _disk_errors() -> Iterator[None]:
-    """Explain a failure to write: coremltools builds packages in the temporary folder, by a library without reasons."""
+    """Turn errors of coremltools' package writer, which give no reason, into an `EdgekdError`."""
     try:
         yield
     except RuntimeError as error:
@@ -261,20 +245,14 @@ def _disk_errors() -> Iterator[None]:
 
 
 def _report(ranges: Ranges, kept: set[str]) -> None:
-    for ruined, opening in (
-        (True, "half precision would ruin"),
-        (False, "look at on the device, left in half precision:"),
-    ):
-        found = [one.sentence for one in ranges.hazards if (one.layer in kept) is ruined]
-        if found:
-            more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-            warn(f"{opening} {'; '.join(found[:3])}{more}.")
-    if kept:
+    if found := [one.sentence for one in ranges.hazards]:
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        warn(f"half precision would ruin {'; '.join(found[:3])}{more}.")
         say(f"half precision: {len(kept)} layers stay in float32: {', '.join(sorted(kept))}")
 
 
 def _read_back(model: Any, folder: Path) -> MilProgram:
-    """Return the program of an unfinished model, by way of the disk, as Core ML would get it."""
+    """Return the program of a model, written to disk and read back, as Core ML would get it."""
     path = folder / "step.mlpackage"
     with quiet():
         model.save(str(path))
@@ -285,26 +263,25 @@ def _read_back(model: Any, folder: Path) -> MilProgram:
 
 
 def _save(model: Any, package: Path, build: Build) -> None:
-    student = parse_json(build.metadata.get("provenance", "{}")).get("student")
+    source, student = build.source, build.source.facts.get("student")
     does = "Embeds an image"
-    if build.bank is None:
-        does = f"Classifies an image into {len(build.classes)} classes"
-    model.short_description = f"{does}; {build.precision}." + (
-        f" Student: {student}." if student else ""
-    )
+    if source.bank is None:
+        does = f"Classifies an image into {len(source.classes)} classes"
+    named = f" Student: {student}." if student else ""
+    model.short_description = f"{does}; {build.config.precision}.{named}"
     model.version, model.author = __version__, "edgekd"
-    size = build.preprocess.size
+    size = source.preprocess.size
     model.input_description["image"] = f"RGB image, {size} × {size}"
-    model.user_defined_metadata.update(dict(build.metadata))
+    model.user_defined_metadata.update(source.metadata)
     with quiet():
         model.save(str(package))
-    # A map of operation names for another project's debugger; the package's own manifest does not list it.
+    # A map of operation names for a debugger, which the package's manifest does not list.
     (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
     _make_reproducible(package)
 
 
 def _make_reproducible(package: Path) -> None:
-    """Replace what coremltools draws at random in a package: the order of maps, and the identifiers of its items."""
+    """Make a package deterministic: sort its maps, and replace the random identifiers of its items."""
     from coremltools.proto import Model_pb2
 
     for path in package.rglob("*.mlmodel"):
@@ -324,7 +301,7 @@ def _make_reproducible(package: Path) -> None:
 
 
 def _outputs(build: Build) -> tuple[TensorSpec, ...]:
-    if build.bank is not None:
+    if build.source.bank is not None:
         spec = build.output
         return (spec.model_copy(update={"name": EMBEDDING, "shape": (1, *spec.shape[1:])}),)
     return (
@@ -332,7 +309,7 @@ def _outputs(build: Build) -> tuple[TensorSpec, ...]:
         TensorSpec(
             name="classLabel_probs",
             dtype="float64",
-            shape=(len(build.classes),),
+            shape=(len(build.source.classes),),
             layout="by class name",
         ),
     )
@@ -341,11 +318,11 @@ def _outputs(build: Build) -> tuple[TensorSpec, ...]:
 def _links(
     build: Build, ranges: Ranges, half: MilProgram, samples: NDArray[np.uint8]
 ) -> dict[str, dict[str, Any]]:
-    """Return how far the logits of each step stray from those of the one before, on the same images."""
+    """Return the difference between the logits of each step and the previous one, on the same images."""
     rounded = logits_of(half, samples)
     package = logits_of(read_program(build.folder / PACKAGE), samples)
     steps = {
-        "torch → float32 program": (torch_logits(build.model, samples), ranges.logits),
+        "torch → float32 program": (torch_logits(build.source.model, samples), ranges.logits),
         "float32 → float16": (ranges.logits, rounded),
         "float16 → package": (rounded, package),
     }
@@ -354,38 +331,34 @@ def _links(
     return {name: {key: numbers[key] for key in wanted} for name, numbers in compared.items()}
 
 
-def reference(artifact: Artifact, folder: Path) -> Predictor:
-    """Return the package in an artifact's folder, run by the reference evaluator: logits, or embeddings."""
-    return _evaluator(folder)
+def reference(artifact: Artifact, folder: Path) -> tuple[Predictor, str]:
+    """Return the package's output, logits or embeddings, and what computes it.
 
+    That is Core ML on macOS, elsewhere the reference evaluator.
+    """
+    package = folder / PACKAGE
+    program = read_program(package)
 
-def _evaluator(folder: Path) -> Predictor:
-    program = read_program(folder / PACKAGE)
-    return lambda images: logits_of(program, images)
+    def evaluated(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return logits_of(program, images)
 
-
-def _evaluation(build: Build) -> tuple[Predictor, str]:
-    """Return what the parity check runs, and its name: Core ML where it exists, else the reference evaluator."""
     if platform.system() != "Darwin":
-        return _evaluator(build.folder), "edgekd's reference evaluator (Core ML needs macOS)"
+        return evaluated, "edgekd's reference evaluator (Core ML needs macOS)"
     by = f"Core ML on macOS {platform.mac_ver()[0]}"
-    if build.bank is not None:
-        return load_embedder(build.folder / PACKAGE), by
-    predict = load_package(build.folder / PACKAGE, build.classes)
+    if artifact.bank is not None:
+        return load_embedder(package), by
+    log_probabilities = load_package(package, tuple(artifact.classes))
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        # A classifier gives probabilities, whose logarithms are the logits but for one number per image.
-        reference = torch_logits(build.model, images).astype(np.float64)
-        highest = reference.max(1, keepdims=True)
-        normalisers = np.log(np.exp(reference - highest).sum(1, keepdims=True)) + highest
-        logits: NDArray[np.float32] = (predict(images) + normalisers).astype(np.float32)
-        return logits
+        # Logits but for one number per image, which the evaluator's logits give.
+        normalisers: NDArray[np.float32] = logsumexp(evaluated(images), axis=1, keepdims=True)
+        return log_probabilities(images) + normalisers
 
     return run, by
 
 
 def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """Return at most `count` of the images, evenly over their order, which runs through the domains."""
+    """Return at most `count` of the images, evenly spread over the domains."""
     spots = np.linspace(0, len(images) - 1, min(count, len(images))).round()
     chosen: NDArray[np.uint8] = images[np.unique(spots.astype(int))]
     return chosen

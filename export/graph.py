@@ -1,13 +1,12 @@
-"""The graph a device runs: uint8 pixels in, logits or a unit embedding out, with normalisation and head inside.
+"""The graph for devices: uint8 pixels → logits or a unit embedding, including normalisation and head.
 
-It is the deployed form of the trained network: branches that exist for training are fused into one layer each.
+It is the deployed form of the trained network, in which branches for training are fused into single layers.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,21 +15,22 @@ from torch import Tensor, nn
 
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError
+from edgekd.core.predictor import in_batches
 from edgekd.core.preprocess import Preprocess
 
 M = TypeVar("M", bound=nn.Module)
 MAX_ERROR = 1e-5
-"""Of the deployed form against the trained one, as a share of the range of its outputs."""
+"""Maximum error of the deployed form against the trained one, as a share of the range of its outputs."""
 _BATCH = 32
 
 
 class Deployable(nn.Module):
-    """Backbone and head behind plain pixels.
+    """Normalisation, backbone and head in one module.
 
     Args:
         backbone: float32 `[B, 3, H, W]`, normalised → features `[B, d]` (timm with `num_classes=0`).
         head: features to logits, a linear layer `[C, d]`, or to an embedding, a `UnitHead`.
-        preprocess: gives the input size and the statistics; resizing stays outside the graph.
+        preprocess: input size and statistics; resizing is not part of the graph.
     """
 
     scale: Tensor
@@ -45,8 +45,8 @@ class Deployable(nn.Module):
         self.size = preprocess.size
         mean = torch.tensor(preprocess.mean, dtype=torch.float64)
         std = torch.tensor(preprocess.std, dtype=torch.float64)
-        # One statistic per value of a pixel row, not per channel: a product with 3 · W contiguous values runs at full
-        # vector width, one with a trailing axis of 3 costs 1.6 ms at 224 px in an INT8 graph, a tenth of the model.
+        # One statistic per value of a pixel row instead of per channel: a product over 3 · W contiguous values is
+        # vectorised, while a trailing axis of 3 costs 1.6 ms at 224 px in an INT8 graph, a tenth of the model.
         self.register_buffer(
             "scale", (1 / (255 * std)).float().repeat(self.size), persistent=False
         )  # [W * 3]
@@ -55,32 +55,22 @@ class Deployable(nn.Module):
         )  # [W * 3]
 
     def forward(self, images: Tensor) -> Tensor:
-        """RGB uint8 `[B, size, size, 3]` → float32 logits `[B, C]`, or unit vectors `[B, D]`.
-
-        Raises:
-            EdgekdError: another dtype, another size, or not square.
-        """
-        if images.dtype != torch.uint8 or images.shape[1:] != (self.size, self.size, 3):
-            raise EdgekdError(
-                f"The model takes uint8 [B, {self.size}, {self.size}, 3], not "
-                f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}.",
-                "Prepare the images with the artifact's own preprocess.",
-            )
+        """RGB uint8 `[B, size, size, 3]` → float32 logits `[B, C]`, or unit vectors `[B, D]`."""
         rows = images.float().flatten(2) * self.scale + self.shift  # [B, H, W * 3]
         pixels = torch.unflatten(rows, 2, (self.size, 3)).permute(0, 3, 1, 2)  # [B, 3, H, W]
         return cast(Tensor, self.head(self.backbone(pixels)))
 
 
 class UnitHead(nn.Module):
-    """Features to an embedding of length 1 in the student's space.
+    """Map features to an embedding of length 1 in the student's space.
 
-    Its direction does not feel a factor, so the projector takes one that brings lengths near D^¼: then the squares and
-    their sum, about D^-½ and D^½, are equally far from the ends of half precision.
+    A factor does not change the direction, so the projector is scaled to lengths near D^¼. The squares and their sum,
+    about D^-½ and D^½, are then equally far from the limits of half precision.
 
     Args:
-        projector: `z [d] → [D]`; None where the backbone's features already live in the teacher's space.
+        projector: `z [d] → [D]`; None if the features are already in the teacher's space.
         dim: D.
-        length: what the embeddings' length is about, before any factor.
+        length: typical length of the embeddings without the factor.
     """
 
     factor: Tensor
@@ -95,7 +85,7 @@ class UnitHead(nn.Module):
                 value.mul_(self.factor)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`[B, d]` → `[B, D]`, rows of length 1; not finite for a row of zeros, which has no direction."""
+        """`[B, d]` → `[B, D]`, rows of length 1; not finite for a row of zeros."""
         raw = (
             self.projector(features) if self.projector is not None else features * self.factor
         )  # [B, D]
@@ -103,21 +93,15 @@ class UnitHead(nn.Module):
 
 
 def fold_head(projector: nn.Linear | None, bank: Tensor, scale: float) -> nn.Linear:
-    """Return one layer for `scale · bank · (W z + b)`: the text head without its division by the embedding's length.
+    """Return one layer for `scale · bank · (W z + b)`, the text head without its division by the embedding's length.
 
-    Dividing by a positive number moves no argmax, so the folded layer predicts what the cosine head predicts; its
-    softmax differs, which is why the logit scale has to be fitted on what this layer gives.
+    Division by a positive number does not change the argmax, so the folded layer has the predictions of the cosine
+    head. Its softmax differs, so the logit scale must be fitted on the outputs of this layer.
 
     Args:
-        projector: `z [d] → [D]`; None where the backbone's features already live in the teacher's space.
+        projector: `z [d] → [D]`; None if the features are already in the teacher's space.
         bank: text vectors, float `[C, D]`.
         scale: logit scale, positive.
-
-    Returns:
-        float32 linear layer `[C, d]` with a bias, no gradients.
-
-    Raises:
-        EdgekdError: the projector's output does not have the bank's width.
     """
     text = bank.detach().double()  # [C, D]
     if projector is None:
@@ -140,53 +124,47 @@ def fold_head(projector: nn.Linear | None, bank: Tensor, scale: float) -> nn.Lin
     return head.requires_grad_(False)
 
 
-@dataclass(frozen=True)
-class Fused(Generic[M]):
-    """A network in its deployed form."""
-
-    model: M
-    """A copy in eval mode where something was fused, else the given network."""
-    error: float | None
-    """Largest difference of the outputs, as a share of their range; None where nothing was fused."""
-
-
-def fuse(model: M, example: Tensor) -> Fused[M]:
+def fuse(model: M, example: Tensor) -> tuple[M, float | None]:
     """Return the deployed form of `model`: its re-parameterizable blocks and BatchNorm layers fused, by timm.
 
-    Families bring their own `fuse`, `reparameterize` or `switch_to_deploy` (RepVGG, MobileOne, FastViT, RepViT, LeViT,
-    EfficientViT-M, GhostNetV3, …). A model without them, and one that is fused already, comes back as it is. So does,
-    with a warning, one whose fused form computes something else.
+    Families have their own `fuse`, `reparameterize` or `switch_to_deploy` (RepVGG, MobileOne, FastViT, RepViT, LeViT,
+    EfficientViT-M, GhostNetV3, …). A model without them, or already fused, is returned unchanged. So is a model whose
+    fused form has different outputs, with a warning.
 
     Args:
         example: what `model` takes, a batch of any values.
+
+    Returns:
+        A copy in eval mode, and the largest difference of the outputs as a share of their range; `model` itself and
+        None where nothing was fused.
     """
     from timm.utils import reparameterize_model
 
     if getattr(model, "is_fused", False) or not _has_branches(model):
-        return Fused(model, None)
+        return model, None
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             fused = reparameterize_model(model)
             if _layers(fused) == _layers(model):
-                return Fused(model, None)
+                return model, None
             wanted, found = model(example).double(), fused(example).double()
     except Exception as error:  # a family's own code; one such method may raise where it ran before
         warn(f"The student is not fused for inference, because that fails ({error}).")
-        return Fused(model, None)
+        return model, None
     finally:
         model.train(was_training)
     span = float(wanted.max() - wanted.min()) or 1.0
     difference = float((found - wanted).abs().max()) / span
     if not difference <= MAX_ERROR:
         warn(
-            f"The student is not fused for inference, because its outputs would differ by {difference:.2g} of their "
+            f"The student is not fused for inference, because its outputs would change by {difference:.2g} of their "
             f"range, above {MAX_ERROR:g}."
         )
-        return Fused(model, None)
+        return model, None
     fused.is_fused = True  # some families' blocks cannot be fused twice
-    return Fused(fused, difference)
+    return fused, difference
 
 
 def _has_branches(model: nn.Module) -> bool:
@@ -203,13 +181,15 @@ def torch_logits(model: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.floa
     was_training = model.training
     model.eval()
     device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
-    parts = []
+
+    def predict(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = (
+            model(torch.from_numpy(np.array(batch)).to(device)).float().cpu().numpy()
+        )
+        return found
+
     try:
         with torch.inference_mode():
-            for start in range(0, len(images), _BATCH):
-                batch = torch.from_numpy(np.array(images[start : start + _BATCH])).to(device)
-                parts.append(model(batch).float().cpu())
+            return in_batches(predict, images, _BATCH)
     finally:
         model.train(was_training)
-    logits: NDArray[np.float32] = torch.cat(parts).numpy()
-    return logits

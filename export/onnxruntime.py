@@ -10,8 +10,8 @@ MODEL_FILE = "model.onnx"
 
 def write(build: Build) -> Written:
     """Write `model.onnx` in the wanted precision."""
-    scheme = OnnxRuntimeInt8(padded=build.options.get("padding", True))
+    options = build.config.options
+    scheme = OnnxRuntimeInt8(padded=options.get("padding", True))
     quantization = write_onnx(build, build.folder / MODEL_FILE, scheme)
     files = (MODEL_FILE, *agent_beside(build))
-    details = dict(build.options)
-    return Written("onnx", files, (build.image,), (build.output,), quantization, details)
+    return Written(files, (build.image,), (build.output,), quantization, options)

@@ -1,4 +1,4 @@
-"""OpenVINO's files: read, written, and run for judging them."""
+"""Read, write and evaluate OpenVINO's files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AUTOMATIC = re.compile(r"([A-Z][A-Za-z0-9]*)_\d+(?=/|$)")
 
 
 def read(path: Path) -> Any:
-    """Return the model of an ONNX file; a graph that OpenVINO does not take is an `EdgekdError`."""
+    """Return the model of an ONNX file; raise `EdgekdError` if OpenVINO does not support it."""
     openvino = load_openvino()
     try:
         return _renumbered(shared_core().read_model(path))
@@ -32,14 +32,7 @@ def read(path: Path) -> Any:
 
 
 def save(model: Any, path: Path, metadata: Mapping[str, str], *, halved: bool) -> None:
-    """Write a model as IR.
-
-    Args:
-        halved: whether float weights are stored in 16 bits.
-
-    Raises:
-        EdgekdError: it cannot be written.
-    """
+    """Write a model as IR, with `halved` its float weights in 16 bits."""
     openvino = load_openvino()
     model = _renumbered(model.clone())
     for key, value in metadata.items():
@@ -47,7 +40,7 @@ def save(model: Any, path: Path, metadata: Mapping[str, str], *, halved: bool) -
     try:
         openvino.save_model(model, path, compress_to_fp16=halved)
     except RuntimeError as error:  # an OSError in all but name and number
-        # The temporary folders on the way mean nothing to anybody.
+        # Temporary folders mean nothing to the user.
         own = (".tmp-", "search-")
         place = next(parent for parent in path.parents if not parent.name.startswith(own))
         raise EdgekdError(
@@ -57,7 +50,7 @@ def save(model: Any, path: Path, metadata: Mapping[str, str], *, halved: bool) -
 
 
 def evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
-    """Return an IR or ONNX file in OpenVINO on one CPU thread, compiled for each batch size that comes."""
+    """Return a predictor for an IR or ONNX file in OpenVINO on one CPU thread, compiled for each batch size."""
     core = shared_core()
     model = core.read_model(path)
     settings = {
@@ -85,7 +78,7 @@ def evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
 
 
 def _renumbered(model: Any) -> Any:
-    """Number the operations that OpenVINO has named itself anew, in place: it counts them over the whole process."""
+    """Renumber the operations named by OpenVINO, in place, since it counts them over the whole process."""
     names: dict[str, str] = {}
     for node in model.get_ordered_ops():
         name = node.get_friendly_name()

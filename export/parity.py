@@ -1,4 +1,4 @@
-"""The parity check: logits of the exported file and of its model, on the same real images."""
+"""The parity check: compare the logits of an exported file and its model on the same real images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgekd.targets.registry import target_of
 from edgekd.targets.session import open_session
 
 MAX_RELATIVE_ERROR = {"fp32": 1e-3}
-"""Largest logit error, as a share of the reference's logit range, where a precision promises one."""
+"""Maximum logit error per precision, as a share of the reference's logit range."""
 MIN_AGREEMENT = {
     "fp32": 0.999,
     "fp16": 0.995,
@@ -30,9 +30,9 @@ MIN_AGREEMENT = {
     "pal6": 0.97,
     "pal4": 0.97,
 }
-"""Share of images on which both predict the same class."""
+"""Minimum share of images with the same predicted class, per precision."""
 MAX_EXPECTED_LOSS = 0.015
-"""With few bits, in place of that share, which says little of a student that is often undecided."""
+"""Maximum expected loss of a quantized file with a lower agreement, which means little for an undecided student."""
 
 REFERENCE_FILE = "parity.npz"
 
@@ -43,12 +43,12 @@ def compare(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> d
     Returns:
         `n`; `max_abs_error`, `mean_abs_error` and `logit_range` (largest minus smallest reference logit);
         `max_error_relative` = max_abs_error / logit_range; `cosine`, the mean over images; `top1_agreement` in 0–1;
-        `expected_loss`, the probability that the reference gives its own classes less that of the candidate's, over its
-        lead on chance (means over images; 0 where all classes agree, about 1 where they are drawn by lot);
+        `expected_loss`, the difference of the reference's mean probabilities of its own and of the candidate's classes,
+        divided by its lead over chance (0 if all classes agree, about 1 for random classes);
         `kl`, the mean over images of KL(softmax(reference) ‖ softmax(candidate)) in nats.
 
     Raises:
-        EdgekdError: no images, different shapes, or logits that are not finite.
+        EdgekdError: there are no images, the shapes differ, or logits are not finite.
     """
     if reference.shape != candidate.shape or reference.ndim != 2 or len(reference) == 0:
         raise EdgekdError(
@@ -85,19 +85,15 @@ def compare(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> d
 
 
 def write_reference(path: Path, keys: Sequence[str], logits: NDArray[np.float32]) -> None:
-    """Write the torch student's logits `[M, C]` and the content keys of the M images, for a check far from its run.
+    """Write the torch student's logits `[M, C]` and the content keys of the M images, for checks outside the run.
 
-    Bytes depend on nothing but the arguments.
+    The bytes depend only on the arguments.
     """
     np.savez(path, keys=np.array(keys, dtype=np.str_), logits=logits.astype(np.float32))
 
 
 def read_reference(path: Path) -> tuple[list[str], NDArray[np.float32]]:
-    """Return what `write_reference` wrote: content keys and logits float32 `[M, C]`.
-
-    Raises:
-        EdgekdError: missing, damaged, or arrays that do not fit together.
-    """
+    """Return what `write_reference` wrote: content keys and logits float32 `[M, C]`; damaged: `EdgekdError`."""
     hint = "Copy the artifact again."
     arrays = read_arrays(path, "parity reference", hint)
     keys, logits = arrays.get("keys"), arrays.get("logits")
@@ -117,10 +113,10 @@ def read_reference(path: Path) -> tuple[list[str], NDArray[np.float32]]:
 def check(
     parity: dict[str, Any], precision: str, min_agreement: float | None = None
 ) -> dict[str, Any]:
-    """Return `parity` with `passed` and, where it is False, `reason`, by the thresholds of `precision`.
+    """Return `parity` with `passed` and, if it is False, `reason`, by the thresholds of `precision`.
 
     Args:
-        min_agreement: in 0–1, instead of the precision's own thresholds; it stands in the result where it was given.
+        min_agreement: replaces the thresholds of the precision, 0–1; it is recorded in the result if given.
     """
     reasons = []
     limit = MAX_RELATIVE_ERROR.get(precision)
@@ -148,10 +144,7 @@ def check(
 def runner(
     folder: Path, artifact: Artifact, *, threads: int | None = None
 ) -> tuple[Predictor, str]:
-    """Return what gives an artifact's logits here, and its name.
-
-    That is its own runtime, or the reference evaluator of its target, as at the export.
-    """
+    """Return what gives an artifact's logits here, its own runtime or the reference of its target, and its name."""
     target = target_of(artifact.format)
     if target.reference is None or not target.compared_by_reference:
         try:
@@ -160,8 +153,8 @@ def runner(
         except NotHere:
             if target.reference is None:
                 raise
-    evaluate: Predictor = importlib.import_module(target.reference).reference(artifact, folder)
-    name = f"edgekd's reference evaluator of {target.name}"
+    module = importlib.import_module(target.reference)
+    evaluate, name = module.reference(artifact, folder)
     if artifact.bank is None:
         return evaluate, name
     bank = read_bank(folder / artifact.bank)

@@ -1,4 +1,4 @@
-"""A finished run's student as artifacts: which files, on which images they are calibrated, searched and checked."""
+"""Export the student of a finished run: choose the files, and the images for calibration, search and parity check."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ from edgekd.distill.classification.load_run import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
 from edgekd.distill.inputs.batches import pixel_batches
 from edgekd.distill.loggers import attach_to_run
-from edgekd.export.artifact import Source, export_model
+from edgekd.export.artifact import export_model
 from edgekd.export.graph import Deployable, fold_head
 from edgekd.export.parity import MIN_AGREEMENT
 from edgekd.export.quantize.search import AccuracyBudget
+from edgekd.export.writer import Source
 from edgekd.targets.devices.payload import encoded_image
 from edgekd.targets.profiles import follow_profile
 from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, get_target, target_of
@@ -40,13 +41,13 @@ from edgekd.targets.timing.speed import in_words, speed_of, timed_in_turns
 
 PARITY_IMAGES = 256
 RESIZED_IMAGES = 128
-"""That a file which resizes is checked on in their own sizes."""
+"""Number of images in their original sizes for checking a file that resizes."""
 BUDGET_IMAGES = 256
-"""Of each kind, that measure what INT8 costs: one image is 0.4 points."""
+"""Number of images of each kind for measuring the loss of INT8; one image is 0.4 points."""
 
 
 def export_run(config: ExportConfig) -> list[Artifact]:
-    """Export a run's student into `<run>/artifacts/<target>-<precision>/`; returns as `edgekd.export`."""
+    """Export a run's student into `<run>/artifacts/<target>-<precision>/`; see `edgekd.api.export`."""
     config = follow_profile(config, {"input", *get_target(config.target).options})
     loaded = load_run(config.run or newest_run())
     folders = _folders(config, loaded)
@@ -70,14 +71,14 @@ def export_run(config: ExportConfig) -> list[Artifact]:
 
 
 def _kit_pictures(loaded: LoadedRun, data: str | None) -> list[bytes]:
-    """Return test images as they are in files, the same share of every domain."""
+    """Return test images in their encoded form, with equal shares of the domains."""
     images, split = loaded.data(data)
     chosen = spread(np.sort(np.concatenate([split.id_test, split.ood_test])), PICTURES, images)
     return [encoded_image(images, index) for index in chosen.tolist()]
 
 
 def source_of(loaded: LoadedRun, config: ExportConfig) -> Source:
-    """Return what is exported of a run: its graph, and the images that calibrate, limit and check the files."""
+    """Return the graph of a run and the images for calibration, accuracy limits and parity check."""
     images, split = loaded.data(config.data)
     trained, calibration = calibration_data(loaded, images, split, config.calibration_images)
     calibrated = config.precision in get_target(config.target).calibrated
@@ -111,9 +112,9 @@ def _folder(
 
 
 def _folders(config: ExportConfig, loaded: LoadedRun) -> dict[Precision, Path]:
-    """Return precision → folder of the files to write, the wanted one last.
+    """Return precision → folder of the files to write, the requested one last.
 
-    For ONNX Runtime the other precisions are made from the FP32 file, which is written with them where there is none.
+    For ONNX Runtime other precisions are made from the FP32 file, which is also written if it does not exist.
     """
     kind = config.input or "uint8"
     base = _folder(config, loaded, DEFAULT_TARGET, "fp32", "uint8")
@@ -138,7 +139,7 @@ def _folders(config: ExportConfig, loaded: LoadedRun) -> dict[Precision, Path]:
 
 
 def deployable(loaded: LoadedRun) -> Deployable:
-    """Return the graph that a run's student is exported as."""
+    """Return the deployable graph of a run's student."""
     scale = float(loaded.student.scale)
     if loaded.vectors is not None:
         head = fold_head(loaded.student.projector, loaded.vectors, scale)
@@ -151,9 +152,9 @@ def deployable(loaded: LoadedRun) -> Deployable:
 def calibration_data(
     loaded: LoadedRun, images: ImageSet, split: Split, count: int
 ) -> tuple[ImageSet, NDArray[np.int64]]:
-    """Return images that INT8 ranges are measured on, and `count` indices of them.
+    """Return the images for calibration, and `count` indices of them.
 
-    Unlabelled images are pictures of the place of use, so they are among them while their sources are there.
+    Unlabelled images are included if their sources are available, since they come from the place of use.
     """
     config, indices = loaded.config, split.train
     if split.unlabelled:
@@ -164,12 +165,12 @@ def calibration_data(
             first = len(images) - len(split.unlabelled)
             indices = np.concatenate([split.train, np.arange(first, len(images))])
         except EdgekdError as error:
-            warn(f"INT8 ranges are measured on labelled images alone: {error.message}")
+            warn(f"INT8 ranges are measured on labelled images only: {error.message}")
     return images, spread(indices, count, images)
 
 
 def parity_images(loaded: LoadedRun, data: str | None) -> tuple[NDArray[np.uint8], list[str]]:
-    """Return images of validation and test, none of them for calibration, uint8 `[M, H, W, 3]`, and content keys."""
+    """Return images of validation and test, uint8 `[M, H, W, 3]`, and their content keys."""
     images, split = loaded.data(data)
     chosen = _held_out(images, split, PARITY_IMAGES)
     return pixels_of(loaded, images, chosen), [images.keys[index] for index in chosen]
@@ -181,20 +182,20 @@ def _held_out(images: ImageSet, split: Split, count: int) -> NDArray[np.int64]:
 
 
 def _pictures(images: ImageSet, split: Split) -> Iterator[NDArray[np.uint8]]:
-    """Yield images of validation and test in their own sizes, uint8 `[h, w, 3]`."""
+    """Yield images of validation and test in their original sizes, uint8 `[h, w, 3]`."""
     for index in _held_out(images, split, RESIZED_IMAGES).tolist():
         yield np.asarray(images.read(index), dtype=np.uint8)
 
 
 def _budget(loaded: LoadedRun, config: ExportConfig) -> AccuracyBudget:
-    """Return validation images of the training domains, and the same corrupted: every kind in turn, severity 3."""
+    """Return the budget with validation images of the training domains, and the same corrupted (severity 3)."""
     loaded.check_labelled()
     images, split = loaded.data(config.data)
     chosen = spread(split.val, BUDGET_IMAGES, images)
     if len(chosen) == 0:
         raise EdgekdError(
             "The run has no validation images to measure the drop on.",
-            "Leave out --max-drop-id, -ood.",
+            "Leave out --max-drop-id and --max-drop-ood.",
         )
     pixels = pixels_of(loaded, images, chosen)
 
@@ -220,7 +221,7 @@ def _budget(loaded: LoadedRun, config: ExportConfig) -> AccuracyBudget:
 
 
 def spread(indices: NDArray[np.int64], count: int, images: ImageSet) -> NDArray[np.int64]:
-    """Return `count` of the indices, the same share of every domain as far as there are enough, in a fixed order."""
+    """Return `count` of the indices with equal shares of the domains, as far as possible, in a fixed order."""
     rng = np.random.Generator(np.random.Philox(0))
     queues = [
         rng.permutation(indices[images.domain_of[indices] == domain]).tolist()
@@ -235,12 +236,12 @@ def spread(indices: NDArray[np.int64], count: int, images: ImageSet) -> NDArray[
 
 
 def pixels_of(loaded: LoadedRun, images: ImageSet, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return images as the run's student takes them, uint8 `[N, H, W, 3]`."""
+    """Return images preprocessed for the run's student, uint8 `[N, H, W, 3]`."""
     return np.concatenate(list(pixel_batches(images, indices, loaded.run.preprocess)))
 
 
 def _facts(loaded: LoadedRun, images: ImageSet, split: Split) -> dict[str, Any]:
-    """Return where an artifact comes from, and enough of the split to name its test images far from the run."""
+    """Return the provenance of an artifact, and the facts of the split needed to find its test images."""
     run = loaded.run
     trained = {images.domains[domain] for domain in images.domain_of[split.train].tolist()}
     return {
@@ -258,11 +259,11 @@ def _facts(loaded: LoadedRun, images: ImageSet, split: Split) -> dict[str, Any]:
 
 
 def int8_speed(artifact: Artifact) -> str | None:
-    """Compare the latency of an INT8 artifact that runs here with the FP32 one beside it: one image, one thread.
+    """Compare the latency of an INT8 artifact with the FP32 artifact: one image, one thread.
 
     Returns:
-        A predicate with its interval, or why no claim is made (`speed.in_words`); None without an FP32
-        artifact of the same target, else ONNX Runtime's, and for formats whose runtime may be elsewhere.
+        A predicate with its interval, or the reason why no claim is made (`speed.in_words`). None if neither the target
+        nor ONNX Runtime has an FP32 artifact, and for formats whose runtime may not be on this machine.
     """
     folder, timed = artifact.folder, target_of(artifact.format).timed_at_export
     if folder is None or artifact.precision != "int8" or not timed:

@@ -1,38 +1,36 @@
-"""The writer for TensorRT: the ONNX file, what builds an engine from it on a device, and an engine where possible."""
+"""The writer for TensorRT: an ONNX file, scripts that build an engine on a device, and an engine if possible."""
 
 from __future__ import annotations
 
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import TensorSpec
-from edgekd.export.onnx.evaluate import ONNX_FILE, onnx_evaluator
+from edgekd.export.onnx.evaluate import ONNX_FILE
 from edgekd.export.quantize.tensorrt import TensorRtInt8
 from edgekd.export.quantize.tensorrt_rules import findings
 from edgekd.export.writer import Build, Written, write_onnx
 from edgekd.targets.trt.build import BuildError, build, parse
-from edgekd.targets.trt.builders import Choice, choose, module
+from edgekd.targets.trt.machine import Choice, choose, module
 
 ENGINE_FILE = "model.engine"
 MAX_BATCH = 32
 """Largest batch an engine is built for; 1 is what it is tuned for."""
-EVALUATED_BY = "ONNX of the engine, run by ONNX Runtime; the engine itself was not run here"
 
 
 def write(order: Build) -> Written:
-    """Write `model.onnx`, `build.sh`, `build_engine.py`, and `model.engine` where a builder is on this machine.
+    """Write `model.onnx`, `build.sh`, `build_engine.py`, and `model.engine` if a builder is on this machine.
 
-    Raises:
-        EdgekdError: an unknown compute capability, a graph that TensorRT would refuse or misread, or a failed build.
+    An unknown compute capability, a graph that TensorRT would refuse or misread, and a failed build are an
+    `EdgekdError`.
     """
-    capabilities = _capabilities(order.options.get("compute_capability"))
-    choice = choose(capabilities, precision=order.precision)
+    capabilities = _capabilities(order.config.compute_capability)
+    choice = choose(capabilities, precision=order.config.precision)
     if choice.builder is None:
         say(f"tensorrt: a bundle to build on the device, because {choice.why}")
     else:
@@ -42,9 +40,7 @@ def write(order: Build) -> Written:
     checked = check_legal(path)
     engine = _build_engine(choice, order.folder)
     _write_bundle(order.folder, order.image)
-    runs_here = choice.builder == "tensorrt"
     return Written(
-        format="tensorrt",
         files=(*engine, ONNX_FILE, "build.sh", "build_engine.py"),
         inputs=(order.image,),
         outputs=(order.output,),
@@ -58,22 +54,19 @@ def write(order: Build) -> Written:
             "checked": checked,
             "not_verified": _not_verified(choice),
         },
-        evaluate=None if runs_here else onnx_evaluator(path, order.feed),
-        evaluated_by=None if runs_here else EVALUATED_BY,
     )
 
 
 def check_legal(path: Path) -> list[str]:
-    """Return what accepts the file as it is meant: edgekd's rules, and every TensorRT parser on this machine.
+    """Check a file with edgekd's rules and every TensorRT parser on this machine; return the names of the checks.
 
-    Raises:
-        EdgekdError: one of them refuses it; the first reason.
+    A refusal is an `EdgekdError` with its first reason.
     """
     broken = findings(onnx.load(path))
     if broken:
         raise EdgekdError(
-            f"TensorRT would not take this model as it is meant ({len(broken)} findings): {broken[0]}",
-            "If an older edgekd exported the fp32 artifact beside it, export that again with --overwrite.",
+            f"TensorRT would refuse or misread this model ({len(broken)} findings): {broken[0]}",
+            "If an older edgekd exported the fp32 artifact, export that again with --overwrite.",
         )
     accepted = ["edgekd's rules"]
     for name in ("tensorrt", "tensorrt-rtx"):
@@ -93,20 +86,20 @@ def check_legal(path: Path) -> list[str]:
     return accepted
 
 
-def _capabilities(given: Any) -> tuple[str, ...]:
+def _capabilities(given: str | None) -> tuple[str, ...]:
     """`8.6,8.9` → `("8.6", "8.9")`."""
-    parts = [] if given is None else [part.strip() for part in str(given).split(",")]
+    parts = [] if given is None else [part.strip() for part in given.split(",")]
     wrong = [part for part in parts if not re.fullmatch(r"\d{1,2}\.\d", part)]
     if wrong:
         raise EdgekdError(
-            f'"{wrong[0]}" is no compute capability.',
+            f'"{wrong[0]}" is not a compute capability.',
             "Give numbers like 8.6,8.9, separated by commas.",
         )
     return tuple(parts)
 
 
 def _build_engine(choice: Choice, folder: Path) -> list[str]:
-    """Write the engine where a builder is on this machine; return the files written."""
+    """Write the engine if a builder is on this machine; return the written files."""
     if choice.builder is None:
         return []
     ahead = choice.capabilities if choice.builder == "tensorrt-rtx" else ()

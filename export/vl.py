@@ -1,4 +1,4 @@
-"""A vision-language student as one ONNX file: uint8 picture and CLIP token ids in, logits out, its text side inside."""
+"""Export a vision-language student as one ONNX file: uint8 picture and CLIP token ids → logits."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ def export_vl_onnx(
 
     Args:
         text_shape: `(L,)`, for multiple choice `(K, L)`.
-        metadata: the file's `metadata_props`, and the only metadata in it.
+        metadata: the file's `metadata_props`, the only metadata in it.
 
     Raises:
-        EdgekdError: an operator without ONNX counterpart.
+        EdgekdError: an operator has no ONNX counterpart.
+
     """
     inputs = {
         "image": torch.zeros(2, size, size, 3, dtype=torch.uint8),
@@ -50,7 +51,7 @@ def export_vl_onnx(
 
 
 def open_vl(path: Path) -> VlPredict:
-    """Open the exported file in ONNX Runtime on the CPU, without torch and teacher."""
+    """Open the exported file in ONNX Runtime on the CPU, without torch or a teacher."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -71,18 +72,11 @@ def export_vl_model(
     tokens: NDArray[np.int64],
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write `model.onnx` and `vl_artifact.json` into `folder`, which appears complete or not at all.
+    """Write `model.onnx` and `vl_artifact.json` into `folder`, which appears complete or not at all; return the record.
 
-    Args:
-        facts: further facts of the record (task, answers, preprocess, length, provenance).
-        reference: the torch student.
-        images, tokens: for the parity check, uint8 `[N, size, size, 3]` and int64 `[N, …]`; the file has their shapes.
-
-    Returns:
-        The record.
-
-    Raises:
-        EdgekdError: the folder exists. GateFailed: the file does not compute what the student computes.
+    `facts` are further facts of the record. `reference`, the torch student, and the file are compared on `images`,
+    uint8 `[N, size, size, 3]`, and `tokens`, int64 `[N, …]`, whose shapes the file has; a file that differs is a
+    `GateFailed`.
     """
     size, text_shape = images.shape[1], tokens.shape[1:]
     with publishing(folder, VL_ARTIFACT, overwrite=overwrite) as scratch:
@@ -94,7 +88,8 @@ def export_vl_model(
         parity = check(compare(reference(images, tokens), found), "fp32")
         if not parity["passed"]:
             raise GateFailed(
-                f"The exported file is not the student: {parity['reason']}.", "Please report this."
+                f"The exported file does not match the student: {parity['reason']}.",
+                "Please report this.",
             )
         record = {
             **facts,

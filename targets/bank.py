@@ -55,33 +55,22 @@ class ClassBank:
     def of_text(self, vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """Return the class vector `[D]` of the teacher's vectors of prompts about it, `[D]` or `[P, D]`.
 
-        Each to length 1, averaged, to length 1, as CLIP does; then less `text_mean`, where there is one, and to
-        length 1 again.
-
-        Raises:
-            EdgekdError: another width, or numbers that have no direction.
+        Each to length 1, averaged, to length 1, as CLIP does; then less `text_mean`, where there is one, and to length
+        1 again. Another width, and numbers without a direction, are an `EdgekdError`.
         """
         found = unit(unit(self._checked(np.atleast_2d(vectors))).mean(axis=0))
         return unit(found - self.text_mean) if self.text_mean is not None else found
 
     def of_images(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the class vector `[D]` of images of it, unit vectors `[N, D]`: their mean, at length 1 (prototype).
-
-        Raises:
-            EdgekdError: another width, or numbers that have no direction.
-        """
+        """Return the class vector `[D]` of images of it, unit vectors `[N, D]`: their mean, at length 1 (prototype)."""
         return unit(unit(self._checked(embeddings)).mean(axis=0))
 
     def with_class(
         self, name: str, vector: NDArray[np.float32], how: Mapping[str, Any]
     ) -> ClassBank:
-        """Return this bank with one more class behind the others.
+        """Return this bank with one more class; `how` it was made, JSON values, is kept under `added`.
 
-        Args:
-            how: where the vector comes from, JSON values; kept under `added`.
-
-        Raises:
-            EdgekdError: no name, one that is there already, or a vector of another width.
+        An empty name, one that is there already, and a vector of another width are an `EdgekdError`.
         """
         name = name.strip()
         if not name or "\n" in name or "\0" in name:
@@ -103,11 +92,7 @@ class ClassBank:
         )
 
     def without_class(self, name: str) -> ClassBank:
-        """Return this bank without a class that was added.
-
-        Raises:
-            EdgekdError: a class that is not there, or that the artifact was exported with.
-        """
+        """Return this bank without a class that was added; any other class is an `EdgekdError`."""
         added = list(self.facts.get("added", ()))
         left = [entry for entry in added if entry["class"] != name]
         if name not in self.classes or len(left) == len(added):
@@ -151,11 +136,7 @@ class ClassBank:
 
 
 def read_bank(path: Path) -> ClassBank:
-    """Load the sidecar.
-
-    Raises:
-        EdgekdError: no such file, a damaged one, or one of another format.
-    """
+    """Load the sidecar; a missing or damaged one, or one of another format, is an `EdgekdError`."""
     hint = "Copy the artifact again, or export it again."
     arrays = read_arrays(path, "class bank", hint)
     try:

@@ -25,16 +25,11 @@ LABELS = "labels.txt"
 
 
 def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> ClassBank:
-    """Put a changed bank into an artifact's folder: complete or not at all, whenever it is interrupted.
+    """Put a changed bank into an artifact's folder, complete or not at all, whenever it is interrupted; return it.
 
     The new bank is written under a name of its own; the manifest, replaced in one rename, is what makes it the
-    artifact's. Sessions that are open keep the classes they were opened with.
-
-    Returns:
-        The new bank.
-
-    Raises:
-        EdgekdError: an artifact without a bank, an altered one, or one that was changed meanwhile.
+    artifact's. Sessions that are open keep the classes they were opened with. A bank that is missing, altered, or
+    changed meanwhile is an `EdgekdError`.
     """
     path = folder / MANIFEST
     with read_errors(path, "artifact", "JSON"), open_regular(path) as handle:
@@ -74,11 +69,7 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
 
 
 def bank_file(manifest: Mapping[str, Any], folder: Path) -> str:
-    """Return the name of the sidecar by the JSON of an `artifact.json`.
-
-    Raises:
-        EdgekdError: the artifact has none.
-    """
+    """Return the name of the sidecar by the JSON of an `artifact.json`; without one it is an `EdgekdError`."""
     name, files = manifest.get("bank"), manifest.get("files")
     if not isinstance(name, str) or not isinstance(files, dict) or name not in files:
         raise EdgekdError(
@@ -89,11 +80,7 @@ def bank_file(manifest: Mapping[str, Any], folder: Path) -> str:
 
 
 def add_by_images(folder: Path, name: str, places: Sequence[Path], session: Session) -> ClassBank:
-    """Add the class `name` to the artifact in `folder`, opened as `session`: the mean of its images' embeddings.
-
-    Raises:
-        EdgekdError: no images, one that cannot be read, a class that is there already, an artifact without a bank.
-    """
+    """Add the class `name` to the artifact in `folder`, opened as `session`: the mean of its images' embeddings."""
     contents = [content(path) for path in _files(places)]
     digests = [_digest(content) for content in contents]
     embeddings = np.stack([session.embed(session.prepare(one)[None])[0] for one in contents])

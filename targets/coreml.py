@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.core.errors import EdgekdError, NotHere, optional
 from edgekd.core.predictor import Predictor
 from edgekd.targets.session import RuntimeOptions, Session, model_path
 
@@ -26,10 +26,6 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
 
     See `edgekd.targets.session.Opener`. A classifier's logits are the logarithms of its probabilities: less one number
     per image, which moves neither the argmax nor the softmax.
-
-    Raises:
-        NotHere: not macOS.
-        EdgekdError: coremltools missing, a number of threads wanted, or a package Core ML refuses.
     """
     check(artifact)
     if options.threads is not None:
@@ -82,13 +78,7 @@ def load_embedder(package: Path) -> Predictor:
 
 
 def _model(package: Path) -> Any:
-    try:
-        import coremltools
-    except ImportError as error:
-        raise EdgekdError(
-            "Running a Core ML artifact needs coremltools, which is not installed here.",
-            'Install it: pip install "edgekd[coreml]", or pip install coremltools.',
-        ) from error
+    coremltools = optional("coremltools", "coreml", "A Core ML artifact")
     try:
         return coremltools.models.MLModel(str(package), compute_units=coremltools.ComputeUnit.ALL)
     except Exception as error:  # Core ML's errors arrive as RuntimeError with Apple's text

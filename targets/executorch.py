@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError, NotHere, first_line
+from edgekd.core.errors import EdgekdError, first_line, optional
 from edgekd.targets.session import RuntimeOptions, Session, model_path
 
 
@@ -19,10 +18,6 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
     """Open a `model.pte`, which takes one image; see `edgekd.targets.session.Opener`.
 
     The binding has no setting for threads; ExecuTorch's own pool takes a number that it chooses by the processor.
-
-    Raises:
-        NotHere: ExecuTorch is not installed.
-        EdgekdError: a file that it cannot load.
     """
     runtime, torch, version = _load()
     path = model_path(artifact, folder)
@@ -57,12 +52,6 @@ def _load() -> tuple[Any, Any, str]:
     """Return the modules of the runtime and of torch, which it brings, and its version."""
     from importlib.metadata import version
 
-    try:
-        runtime = importlib.import_module("executorch.runtime")
-        torch = importlib.import_module("torch")
-    except (ImportError, OSError) as error:
-        raise NotHere(
-            "ExecuTorch is not on this machine, and nothing else runs its files.",
-            'pip install "edgekd[executorch]"',
-        ) from error
+    needed = ("executorch.runtime", "torch")
+    runtime, torch = (optional(name, "executorch", "An ExecuTorch file") for name in needed)
     return runtime, torch, version("executorch")

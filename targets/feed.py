@@ -65,11 +65,7 @@ def resizes(taken: Mapping[str, Any]) -> bool:
 
 
 def feed_of(taken: Mapping[str, Any], preprocess: Mapping[str, Any]) -> Feed:
-    """Return the feed of an artifact by its entry of `inputs` and its `preprocess`.
-
-    Raises:
-        EdgekdError: a dtype that edgekd does not feed.
-    """
+    """Return the feed of an artifact by its entry of `inputs` and its `preprocess`; another dtype: `EdgekdError`."""
     dtype = taken["dtype"]
     if resizes(taken) and preprocess["resize"] == "crop":
         return framed(preprocess["size"], round(preprocess["size"] / preprocess["crop_pct"]))

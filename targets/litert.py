@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError, NotHere, first_line
+from edgekd.core.errors import EdgekdError, first_line, optional
 from edgekd.targets.session import RuntimeOptions, Session, model_path
 
 PACKAGE = "ai-edge-litert"
@@ -21,10 +21,6 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
 
     Threads are 1 unless given, LiteRT's own default. The XNNPACK delegate takes what it has kernels for, LiteRT's own
     kernels the rest, all on the CPU.
-
-    Raises:
-        NotHere: LiteRT is not installed.
-        EdgekdError: a file that it cannot load, by its own reason.
     """
     litert, version = load_litert()
     path, count = model_path(artifact, folder), options.threads or 1
@@ -58,18 +54,8 @@ def check(artifact: Mapping[str, Any]) -> None:
 
 
 def load_litert() -> tuple[Any, str]:
-    """Return the module of LiteRT's interpreter and its version.
-
-    Raises:
-        NotHere: it is not installed, or does not load.
-    """
+    """Return the module of LiteRT's interpreter and its version; it is `NotHere` where it does not load."""
     from importlib.metadata import version
 
-    try:
-        from ai_edge_litert import interpreter
-    except (ImportError, OSError) as error:
-        raise NotHere(
-            "LiteRT is not on this machine, and nothing else runs its files.",
-            'pip install "edgekd[litert]"',
-        ) from error
+    interpreter = optional("ai_edge_litert.interpreter", "litert", "A LiteRT file")
     return interpreter, version(PACKAGE)

@@ -30,10 +30,8 @@ PROVIDERS = {
 def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
     """Open an artifact on the CPU, or on request with one of the GPU providers; see `edgekd.targets.session.Opener`.
 
-    Raises:
-        EdgekdError: a corrupt file, one too new for this ONNX Runtime, an unknown provider, or one that would leave a
-            part of the graph to another.
-        NotHere: the provider is not in this build of ONNX Runtime, or finds no device.
+    A provider that would leave a part of the graph to another is an `EdgekdError`; one that this build lacks is
+    `NotHere`.
     """
     path, feed, size = (
         model_path(artifact, folder),
@@ -44,13 +42,11 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
     started = time.perf_counter()
     runtime = _open(path, _session_options(options, wanted), [wanted])
     load_ms = (time.perf_counter() - started) * 1e3
-    active, on_cpu = runtime.get_providers(), wanted == PROVIDERS["cpu"]
-    if not active or active[0] != wanted or (on_cpu and len(active) > 1):
+    active = runtime.get_providers()
+    if wanted not in active[:1]:
         raise EdgekdError(
             f"ONNX Runtime uses {', '.join(active)} instead of {wanted}.",
-            "Install the plain onnxruntime package."
-            if on_cpu
-            else "Look at nvidia-smi and at ONNX Runtime's requirements for CUDA and TensorRT.",
+            "Look at nvidia-smi and at ONNX Runtime's requirements for CUDA and TensorRT.",
         )
     image = runtime.get_inputs()[0]
     fixed = image.shape[0] if isinstance(image.shape[0], int) else None

@@ -51,7 +51,8 @@ class Target:
     timed_at_export: bool = False
     """Whether its files run on the machine that exports them."""
     reference: str | None = None
-    """Module in export/ with `reference(artifact, folder) -> Predictor`, which evaluates a file without its runtime."""
+    """Module in export/ with `reference(artifact, folder) -> (Predictor, name)`, which evaluates a file without its
+    runtime."""
     compared_by_reference: bool = False
     """Whether logits for a comparison come from `reference` even where the runtime is at hand."""
 
@@ -139,7 +140,7 @@ TARGETS: dict[str, Target] = {
         writer="edgekd.export.tensorrt",
         opener="edgekd.targets.tensorrt",
         packages="tensorrt (or tensorrt-rtx) with cuda-python and an NVIDIA GPU",
-        modules=("trt/__init__.py", "trt/build.py", "trt/builders.py", "trt/engine.py"),
+        modules=("trt/__init__.py", "trt/build.py", "trt/machine.py"),
         reference="edgekd.export.onnx.evaluate",
         runtime="TensorRT, NVIDIA GPUs",
         precisions=("fp32", "fp16", "int8"),
@@ -152,11 +153,7 @@ TARGETS: dict[str, Target] = {
 
 
 def target_of(format: str) -> Target:
-    """Return the target whose artifacts have this format.
-
-    Raises:
-        EdgekdError: there is none.
-    """
+    """Return the target whose artifacts have this format; an unknown one is an `EdgekdError`."""
     for target in TARGETS.values():
         if target.format == format:
             return target
@@ -167,35 +164,9 @@ def target_of(format: str) -> Target:
 def opener_of(format: str) -> Any:
     """Return the module that opens files of this format, an `edgekd.targets.session.Opener`.
 
-    Raises:
-        EdgekdError: there is no such format.
-        ImportError, OSError: its runtime is not installed, or does not load.
+    Where its runtime does not load, that is an ImportError or OSError.
     """
     return importlib.import_module(target_of(format).opener)
-
-
-def check_calibrator(target: Target, precision: str, calibrator: str | None) -> None:
-    """Refuse a way to choose ranges that the target does not have, or a precision without ranges."""
-    if calibrator is None:
-        return
-    if calibrator not in target.calibrators:
-        raise EdgekdError(
-            f'{target.name} has no calibrator "{calibrator}".',
-            did_you_mean(calibrator, target.calibrators),
-        )
-    if precision != "int8":
-        raise EdgekdError(
-            f"{precision} has no ranges to choose.", "--calibrator belongs to --int8."
-        )
-
-
-def check_input(target: Target, kind: Input) -> None:
-    """Refuse an input that the target's files do not take."""
-    if kind not in target.inputs:
-        raise EdgekdError(
-            f"The files of {target.name} have no input of the kind {kind}.",
-            f"Choose --input {' or '.join(target.inputs)}.",
-        )
 
 
 def artifact_name(

@@ -107,18 +107,15 @@ class Session:
         """RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`; of a file that gives embeddings, by its class bank.
 
         Batches above `largest_batch` are run in pieces. A file that resizes takes pictures of any height and width;
-        those of exactly the student's size count as resized already, as for other files.
-
-        Raises:
-            EdgekdError: another dtype or another shape than the artifact's input.
+        those of exactly the student's size count as resized already, as for other files. Another dtype or shape is an
+        `EdgekdError`.
         """
         return self._predict(images, None if self.bank is None else self.bank.logits)
 
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 `[B, H, W, 3]` → float32 `[B, D]`, rows of length 1, in the space of the class bank.
 
-        Raises:
-            EdgekdError: as `run`, or a file that ends in logits.
+        A file that ends in logits is an `EdgekdError`.
         """
         if self.bank is None:
             raise EdgekdError(
@@ -185,9 +182,7 @@ class Opener(Protocol):
     ) -> Session:
         """Open an artifact's model file; `artifact` is what `artifact.json` holds.
 
-        Raises:
-            NotHere: the runtime is not on this machine.
-            EdgekdError: a file that the runtime refuses.
+        A runtime that is not on this machine is `NotHere`, a file that it refuses an `EdgekdError`.
         """
 
 
@@ -247,9 +242,8 @@ def open_session(
 ) -> Session:
     """Load the artifact in `folder` with the runtime of its format; options as of `RuntimeOptions`.
 
-    Raises:
-        EdgekdError: not an artifact, a format that cannot run here, an altered or corrupt file, a file that the
-            runtime refuses, or a runtime that would fall back to another device.
+    An altered or corrupt file, one that the runtime refuses, and a fallback to another device are an `EdgekdError`; a
+    runtime that is not on this machine is `NotHere`.
     """
     from edgekd.core.manifest import read_artifact
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError, NotHere
-from edgekd.targets.feed import Feed, as_pixels
+from edgekd.targets.feed import Feed
 from edgekd.targets.session import RuntimeOptions, Session, feed_for
 from edgekd.targets.trt.build import MODULES
-from edgekd.targets.trt.builders import find_gpu, runtime
-from edgekd.targets.trt.engine import (
+from edgekd.targets.trt.machine import (
     DEVICE_FILE,
     HOW,
     check_tensorrt,
+    find_gpu,
     ready_engine,
     refuse_mismatch,
+    runtime,
 )
 
 ENGINE_FILE = "model.engine"
@@ -41,7 +41,7 @@ def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
     TensorRT has no record of which of its kernels run where: all of them run on the GPU.
     """
     started = time.perf_counter()
-    engine, runtime = open_engine(artifact["details"], Path(folder), feed=feed_for(artifact))
+    engine, runtime = open_engine(artifact["details"], Path(folder), feed_for(artifact))
     load_ms = (time.perf_counter() - started) * 1e3
     return Session(engine.run, runtime, 1, load_ms, largest_batch=engine.max_batch)
 
@@ -51,9 +51,7 @@ def check(artifact: Mapping[str, Any]) -> None:
     check_tensorrt(artifact["details"])
 
 
-def open_engine(
-    details: Mapping[str, Any], folder: Path, *, feed: Feed = as_pixels, cuda_graph: bool = False
-) -> tuple[Engine, str]:
+def open_engine(details: Mapping[str, Any], folder: Path, feed: Feed) -> tuple[Engine, str]:
     """Return the engine in `folder`, first the one built on this device, and what runs it.
 
     Args:
@@ -86,29 +84,15 @@ def open_engine(
     for name, trt in runtimes.items():
         if path != local:
             refuse_mismatch(details, gpu, trt.__version__)
-        loaded = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(
-            path.read_bytes()
-        )
+        logger = trt.Logger(trt.Logger.ERROR)
+        loaded = trt.Runtime(logger).deserialize_cuda_engine(path.read_bytes())
         if loaded is not None:
-            return Engine(
-                loaded, feed=feed, cuda_graph=cuda_graph
-            ), f"{name} {trt.__version__}, {gpu.name}"
+            return Engine(loaded, feed), f"{name} {trt.__version__}, {gpu.name}"
     tried = " and ".join(f"{name} {trt.__version__}" for name, trt in runtimes.items())
     raise EdgekdError(
         f"{tried} cannot load {path} on this {gpu.name}.",
         f"Build it again on this machine: {HOW}.",
     )
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One call by the GPU's own clock."""
-
-    h2d_ms: float
-    """Images from pinned memory to the GPU."""
-    compute_ms: float
-    d2h_ms: float
-    """Logits back to pinned memory."""
 
 
 def cuda_call(result: tuple[Any, ...]) -> Any:
@@ -123,19 +107,12 @@ def cuda_call(result: tuple[Any, ...]) -> Any:
 
 
 class Engine:
-    """A deserialized engine with one image input and one output, logits or embeddings.
+    """An `ICudaEngine` of `tensorrt` or `tensorrt_rtx` with one image input and one output, logits or embeddings."""
 
-    Args:
-        engine: an `ICudaEngine` of `tensorrt` or `tensorrt_rtx`.
-        feed: uint8 `[B, H, W, 3]` → the engine's input.
-        cuda_graph: record the launches of each batch size once and relaunch them: less work per call for the CPU.
-    """
-
-    def __init__(self, engine: Any, *, feed: Feed = as_pixels, cuda_graph: bool = False) -> None:
+    def __init__(self, engine: Any, feed: Feed) -> None:
         from cuda.bindings import runtime as cuda
 
-        self._cuda = cuda
-        self._engine = engine
+        self._cuda, self._engine = cuda, engine
         self._context = engine.create_execution_context()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self._input, self._output = sorted(
@@ -154,86 +131,31 @@ class Engine:
         self._device_out = cuda_call(cuda.cudaMalloc(self._host_out.nbytes))
         self._context.set_tensor_address(self._input, int(self._device_in))
         self._context.set_tensor_address(self._output, int(self._device_out))
-        self._events = [cuda_call(cuda.cudaEventCreate()) for _ in range(4)]
-        self._graphs: dict[int, Any] | None = {} if cuda_graph else None
         self._batch = 0
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 `[B, H, W, 3]` → float32 `[B, …]`, `B` up to `max_batch`."""
-        return self.timed(images)[0]
-
-    def timed(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Timing]:
-        """Run as `run`, and time the copies and the computation.
-
-        Raises:
-            EdgekdError: a larger batch than the engine was built for, or a CUDA error.
-        """
-        check_batch(len(images), self.max_batch)
+        """uint8 `[B, H, W, 3]` → float32 `[B, …]`, `B` up to `max_batch`; a CUDA error is an `EdgekdError`."""
         cuda, batch = self._cuda, len(images)
         if batch != self._batch:
             self._context.set_input_shape(self._input, (batch, *self._item))
             self._batch = batch
-        np.copyto(self._host_in[:batch], self._feed(images))
+        taken, found = self._host_in[:batch], self._host_out[:batch]
+        np.copyto(taken, self._feed(images))
         kinds = cuda.cudaMemcpyKind
-        n_in, n_out = self._host_in[:batch].nbytes, self._host_out[:batch].nbytes
-        graph = self._graph(batch)
-        self._mark(0)
-        self._copy(self._device_in, self._host_in.ctypes.data, n_in, kinds.cudaMemcpyHostToDevice)
-        self._mark(1)
-        if graph is None:
-            self._enqueue()
-        else:
-            cuda_call(cuda.cudaGraphLaunch(graph, self._stream))
-        self._mark(2)
-        self._copy(
-            self._host_out.ctypes.data, self._device_out, n_out, kinds.cudaMemcpyDeviceToHost
-        )
-        self._mark(3)
-        cuda_call(cuda.cudaStreamSynchronize(self._stream))
-        spans = [
-            float(cuda_call(cuda.cudaEventElapsedTime(a, b)))
-            for a, b in zip(self._events[:-1], self._events[1:])  # noqa: B905  Python 3.9 has no strict
-        ]
-        return self._host_out[:batch].copy(), Timing(*spans)
-
-    def _graph(self, batch: int) -> Any | None:
-        if self._graphs is None:
-            return None
-        if batch not in self._graphs:
-            cuda = self._cuda
-            self._enqueue()  # TensorRT allocates on the first call of a shape, which a capture must not contain
-            cuda_call(cuda.cudaStreamSynchronize(self._stream))
-            mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-            cuda_call(cuda.cudaStreamBeginCapture(self._stream, mode))
-            self._enqueue()
-            captured = cuda_call(cuda.cudaStreamEndCapture(self._stream))
-            self._graphs[batch] = cuda_call(cuda.cudaGraphInstantiate(captured, 0))
-        return self._graphs[batch]
-
-    def _enqueue(self) -> None:
+        self._copy(self._device_in, taken.ctypes.data, taken.nbytes, kinds.cudaMemcpyHostToDevice)
         if not self._context.execute_async_v3(int(self._stream)):
             raise EdgekdError(
-                "TensorRT could not run the engine.",
-                "Build it again on this machine: sh build.sh, or python3 build_engine.py.",
+                "TensorRT could not run the engine.", f"Build it again on this machine: {HOW}."
             )
+        self._copy(found.ctypes.data, self._device_out, found.nbytes, kinds.cudaMemcpyDeviceToHost)
+        cuda_call(cuda.cudaStreamSynchronize(self._stream))
+        return found.copy()
 
     def _copy(self, to: Any, source: Any, size: int, kind: Any) -> None:
         cuda_call(self._cuda.cudaMemcpyAsync(to, source, size, kind, self._stream))
-
-    def _mark(self, index: int) -> None:
-        cuda_call(self._cuda.cudaEventRecord(self._events[index], self._stream))
 
     def _pinned(self, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
         size = prod(shape) * np.dtype(dtype).itemsize
         address = int(cuda_call(self._cuda.cudaHostAlloc(size, 0)))
         memory = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
         return memory.view(dtype).reshape(shape)
-
-
-def check_batch(batch: int, largest: int) -> None:
-    """Refuse a batch that the engine was not built for."""
-    if batch > largest:
-        raise EdgekdError(
-            f"The engine was built for batches of up to {largest}, not {batch}.",
-            f"Give {largest} images at a time, or build it with build_engine.py --max-batch {batch}.",
-        )

@@ -13,10 +13,11 @@ from torch import nn
 from edgekd.configs.export import ExportConfig
 from edgekd.core.manifest import Artifact
 from edgekd.core.preprocess import Preprocess
-from edgekd.export.artifact import Source, export_model
+from edgekd.export.artifact import export_model
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx.write import export_onnx
 from edgekd.export.quantize.onnx_scheme import OnnxScheme
+from edgekd.export.writer import Source
 
 SIZE = 32
 CLASSES = ("cat", "dog", "élan")

@@ -24,10 +24,7 @@ def unit_rows(vectors: Vectors) -> NDArray[np.float32]:
 def recall_at(student: Vectors, teacher: Vectors, k: int) -> float:
     """Return the share of images, 0–1, whose own teacher embedding is among the `k` nearest to their student embedding.
 
-    At 1 it is `M_rel`.
-
-    Args:
-        student: `[N, D]`. teacher: `[N, D]`, row i of the same image.
+    At 1 it is `M_rel`. Both are `[N, D]`, row i of the same image.
     """
     hits, images, targets = 0, unit_rows(student), unit_rows(teacher)
     for start in range(0, len(images), _ROWS):
@@ -56,10 +53,7 @@ def m_neigh(student: Vectors, teacher: Vectors, k: int) -> float:
 def m_vlalign(student_scores: Vectors, teacher_scores: Vectors, k: int) -> float:
     """Return `M_vlalign@k`: inversions in the student's order of the teacher's `k` nearest texts, per image.
 
-    0 to k(k−1)/2, lower is better.
-
-    Args:
-        student_scores, teacher_scores: `[N, C]`, larger is nearer; only each row's order counts, so logits will do.
+    0 to k(k−1)/2, lower is better. Scores are `[N, C]`; only each row's order counts, so logits will do.
     """
     k = min(k, teacher_scores.shape[1])
     order = np.argsort(-teacher_scores, axis=1, kind="stable")[:, :k]  # [N, k]

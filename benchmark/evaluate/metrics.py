@@ -90,18 +90,12 @@ def reliability(logits: Logits, labels: Labels, bins: int = 15) -> Reliability:
 
 
 def ece(logits: Logits, labels: Labels, bins: int = 15) -> float:
-    """Return the expected calibration error of `reliability`: Σ_b (n_b / N) · |accuracy_b − mean confidence_b|.
-
-    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", eq. 3.
-    """
+    """Return the expected calibration error (Guo et al. 2017, eq. 3) with bins of equal width."""
     return reliability(logits, labels, bins).ece
 
 
 def adaptive_ece(logits: Logits, labels: Labels, bins: int = 15) -> float:
-    """Return `ece` with bins that hold equally many images (sorted by confidence; sizes differ by at most one).
-
-    Source: Nixon et al. 2019, "Measuring Calibration in Deep Learning", adaptive binning on the top class.
-    """
+    """Return `ece` with bins that hold equally many images, sorted by confidence (Nixon et al. 2019)."""
     scores = confidence(logits)
     order = np.argsort(scores, kind="stable")
     excess = (correct(logits, labels) - scores)[order]
@@ -114,7 +108,7 @@ def nll(logits: Logits, labels: Labels) -> float:
 
 
 def brier(logits: Logits, labels: Labels) -> float:
-    """Return the mean over images of Σ_c (p_c − [c is the label])², 0 (best) to 2. Source: Brier 1950."""
+    """Return the mean over images of Σ_c (p_c − [c is the label])², 0 (best) to 2."""
     probabilities = np.exp(log_softmax(logits))  # [N, C]
     probabilities[np.arange(len(labels)), labels] -= 1.0
     return float((probabilities**2).sum(axis=1).mean())
@@ -130,10 +124,9 @@ TEMPERATURES = (0.05, 20.0)
 
 
 def fit_temperature(logits: Logits, labels: Labels) -> float:
-    """Return the temperature T in `TEMPERATURES` for which `logits / T` has the smallest `nll`.
+    """Return the temperature T in `TEMPERATURES` for which `logits / T` has the smallest `nll` (Guo et al. 2017, 4.2).
 
     The mean negative log-likelihood is convex in 1/T, so bisection on its slope finds the only minimum.
-    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2.
     """
     scores = logits.astype(np.float64)
     own = scores[np.arange(len(labels)), labels]  # [N]
@@ -150,26 +143,16 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
 
 
 def auroc(known: Scores, unknown: Scores) -> float:
-    """Return the area under the receiver operating characteristic; 0.5 is chance.
-
-    It is the probability that a known image scores higher than an unknown one, ties counting one half (Mann–Whitney's
-    U over N·M; Hanley & McNeil 1982), and the same whichever of both is called positive.
-    """
+    """Return the area under the ROC curve, ties counting one half; 0.5 is chance."""
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(*_labelled(known, unknown)))
 
 
 def average_precision(positive: Scores, negative: Scores) -> float:
-    """Return Σ over distinct thresholds of (recall gained · precision there): the area under precision over recall.
+    """Return the average precision of two groups of scores, those of `positive` being higher; ties are one threshold.
 
-    Chance is the share of positives among all images, so values compare between equal shares only. No line is drawn
-    between thresholds, which would be too favourable (Davis & Goadrich 2006).
-
-    Args:
-        positive: scores that should be higher. For `aupr_in` those of known images, for `aupr_out` the negated ones of
-            unknown images, as Hendrycks et al. 2021 do.
-        negative: the other images' scores.
+    For `aupr_in` the positive ones are those of known images, for `aupr_out` the negated ones of unknown images.
     """
     from sklearn.metrics import average_precision_score
 
@@ -185,10 +168,7 @@ def _labelled(positive: Scores, negative: Scores) -> tuple[NDArray[np.bool_], Sc
 
 
 def fpr_at_95(known: Scores, unknown: Scores) -> float:
-    """Return the share of unknown images above the highest threshold that at least 95 % of the known images pass.
-
-    Known images are positive, as in OpenOOD (Yang et al. 2022). A score equal to the threshold passes.
-    """
+    """Return the share of unknown images that pass the highest threshold which at least 95 % of the known ones pass."""
     passing = -(-19 * len(known) // 20)  # ⌈0.95 N⌉ without rounding errors
     threshold = np.sort(known)[-passing]
     return float((unknown >= threshold).mean())
@@ -197,8 +177,7 @@ def fpr_at_95(known: Scores, unknown: Scores) -> float:
 def auroc_draws(known: Scores, unknown: Scores, *, replicates: int = 2000) -> NDArray[np.float64]:
     """Return the AUROC of bootstrap samples, `[replicates]`: known and unknown images are drawn separately.
 
-    The draws depend on the two numbers of images alone. Two models' draws on the same images are therefore
-    paired, and their difference is that of the models on the same samples.
+    The draws depend on the two numbers of images alone, so those of two models on the same images are paired.
     """
     rng = np.random.default_rng(0)
     n, m = len(known), len(unknown)

@@ -46,13 +46,11 @@ def predict_suite(
 ) -> list[NDArray[np.float32]]:
     """Return logits `[n, classes of the suite]` of each subject, in the order of `suite.indices`.
 
-    Each image is read once, by threads that work ahead of the models, and prepared once for each different
-    `Preprocess`. A model that has more classes than the suite is masked to the suite's (the convention of ImageNet-A
-    and -R); columns follow the suite's class order.
+    Each image is read once, and prepared once for each different `Preprocess`. A model that has more classes than the
+    suite is masked to the suite's (the convention of ImageNet-A and -R).
 
     Raises:
-        EdgekdError: a class that a subject does not have, an image that has become unreadable, logits of the wrong
-            shape or not finite.
+        EdgekdError: a class that a subject does not have, an unreadable image, logits of the wrong shape or not finite.
     """
     columns = [columns_of(subject, suite) for subject in subjects]
     preprocesses = {subject.preprocess.hash: subject.preprocess for subject in subjects}
@@ -120,11 +118,7 @@ def columns_of(subject: Subject, suite: Suite) -> NDArray[np.int64]:
 
 
 def columns_among(known: Sequence[str], wanted: Sequence[str], who: str) -> NDArray[np.int64]:
-    """Return the place of each wanted class among those known, int64 `[len(wanted)]`.
-
-    Raises:
-        EdgekdError: one that `who` does not have.
-    """
+    """Return the place of each wanted class among those known, int64 `[wanted]`; one missing is an `EdgekdError`."""
     place = {name: column for column, name in enumerate(known)}
     if missing := next((name for name in wanted if name not in place), None):
         raise EdgekdError(

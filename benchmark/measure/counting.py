@@ -10,12 +10,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-_FLOATS = (
-    onnx.TensorProto.FLOAT,
-    onnx.TensorProto.FLOAT16,
-    onnx.TensorProto.BFLOAT16,
-    onnx.TensorProto.DOUBLE,
-)
+_FLOATS = tuple(map(onnx.TensorProto.DataType.Value, ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")))
 _HOLD_GRAPHS = ("If", "Loop", "Scan")
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -25,9 +20,9 @@ class Counted:
     """Size and computation of a model.
 
     Attributes:
-        parameters: elements of its weights and biases, whatever they are stored in.
-        macs: multiply-accumulates of its convolutions and matrix products for one image; everything else (activations,
-            normalisation, pooling) counts for nothing, as in the tables of timm. None where they cannot be counted.
+        parameters: elements of its weights and biases.
+        macs: multiply-accumulates of convolutions and matrix products for one image, as in timm's tables; None where
+            they cannot be counted.
     """
 
     parameters: int

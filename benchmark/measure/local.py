@@ -40,9 +40,8 @@ def measure_artifacts(
     """Time artifact folders, one entry per process.
 
     Args:
-        folders: key → artifact folder.
-        encoded: images as they lie in files, which each artifact's process prepares before anything is timed.
-        threads: threads inside a model; None leaves the choice to the runtime, which is reported.
+        encoded: images as they are in files; each process prepares them before anything is timed.
+        threads: inside a model; None leaves the choice to the runtime.
         together: every process measures all artifacts in alternating blocks, whatever the protocol (for ratios).
         energy: sensor to read between blocks, one of `energy.SENSORS`.
 
@@ -75,11 +74,7 @@ def measure_end_to_end(
     *,
     threads: int | None = None,
 ) -> dict[str, Clocked]:
-    """Measure end-to-end latency, from encoded image to logits, in a fresh process for each artifact.
-
-    Raises:
-        EdgekdError: an artifact that cannot be opened or run.
-    """
+    """Measure end-to-end latency, from encoded image to logits, in a fresh process for each artifact."""
     results: dict[str, Clocked] = {}
     with _job(folders, encoded, protocol=protocol, threads=threads) as job:
         for number, (key, folder) in enumerate(folders.items()):
@@ -92,11 +87,7 @@ def measure_end_to_end(
 def measure_rate(
     folder: Path, encoded: Sequence[bytes], protocol: Protocol, batch: int, threads: int | None
 ) -> Rate:
-    """Time whole batches of images in a fresh process.
-
-    Returns:
-        The latencies, one for each batch; the reason why there are none where more than one image at a time is
-        refused.
+    """Time whole batches of images in a fresh process; where the runtime refuses batches, return the reason.
 
     Raises:
         EdgekdError: an artifact that cannot be opened, or does not run one image at a time.

@@ -172,8 +172,7 @@ def throughput_rows(
     """Measure images per second of each artifact at each batch size and thread count of `speed.grid`.
 
     Args:
-        subjects: those with a folder are measured here, those that a device measured bring their rates.
-        encoded: images as they lie in files, in rotation; a batch larger than their number repeats them.
+        encoded: images as they are in files, in rotation.
 
     Raises:
         EdgekdError: an artifact that does not run one image at a time.
@@ -211,11 +210,7 @@ def _rate_row(subject: Subject, rate: Rate) -> ThroughputRow:
 
 
 def placement_rows(subjects: Sequence[Subject]) -> Iterator[PlacementRow]:
-    """Yield where every node of each artifact ran.
-
-    Raises:
-        EdgekdError: a part of one runs on another provider than the one that was requested.
-    """
+    """Yield where every node of each artifact ran; a part on another provider than requested is an `EdgekdError`."""
     for subject in {one.key: one for one in subjects if one.folder is not None}.values():
         if subject.measured is None:
             placement, provider = subject.placement(), ""

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,14 +125,20 @@ def logarithmic(axes: Axes, low: float, high: float, axis: str, count: int) -> N
     target.set_major_formatter("{x:g}")
 
 
+def undominated(points: Sequence[tuple[float, ...]]) -> list[bool]:
+    """Return for each point whether no other is as small in every value and smaller in one."""
+
+    def beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+        return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+    return [not any(beats(one, point) for one in points) for point in points]
+
+
 def front(points: Sequence[Point]) -> list[Point]:
     """Return the files that no other beats in both p50 and accuracy (OOD, else ID), fastest first."""
-    result: list[Point] = []
     files = [point for point in points if point.summary.kind == "artifact" and point.levels]
-    for point in sorted(files, key=lambda p: (p.time.p50_ms, -p.levels[-1])):
-        if not result or point.levels[-1] > result[-1].levels[-1]:
-            result.append(point)
-    return result
+    kept = compress(files, undominated([(p.time.p50_ms, -p.levels[-1]) for p in files]))
+    return sorted(kept, key=lambda point: point.time.p50_ms)
 
 
 def accuracy_figure(points: Sequence[Point], width: float, height: float = 0.0) -> Figure:
@@ -206,8 +213,7 @@ def bars_figure(
     """Draw top-1 of every subject on every suite as bars with Wilson intervals.
 
     Args:
-        suites: in the order to be drawn.
-        rows: subject's name, its colour, its row; those of one suite in the order to be drawn.
+        rows: subject's name, its colour, its row.
     """
     roomy = width >= _ROOMY
     height = 46.0 + sum(34 + 18 * sum(row.suite == suite for *_, row in rows) for suite in suites)

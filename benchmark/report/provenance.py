@@ -36,11 +36,6 @@ _DEFINED: tuple[type[BaseModel], ...] = (
     rows.AccuracyRow, rows.SummaryRow, schema.GainRow, rows.CorruptionRow, rows.CueConflictRow, rows.VocabularyRow,
     rows.DetectionRow, rows.UnknownRow, rows.LatencyRow, rows.ThroughputRow, rows.EnergyRow,
 )  # fmt: skip
-_LIMITS = {
-    "warmup_runs": "warm-up, runs at least", "warmup_s": "warm-up, s at least", "warmup_limit_s": "warm-up, s at most",
-    "runs": "measured, runs at least", "seconds": "measured, s at least", "limit_s": "measured, s at most",
-    "block_s": "block, s", "processes": "fresh processes",
-}  # fmt: skip
 
 
 def images(report: Report) -> str:
@@ -185,8 +180,9 @@ def method(report: Report) -> Iterator[Item]:
     own, background = report.protocol["latency"], report.protocol["latency_context"]
     files = f"files ({own['name']})"
     cells: list[Cells] = [
-        {"limit": name, files: f"{own[key]:g}", "background (†)": f"{background[key]:g}"}
-        for key, name in _LIMITS.items()
+        {"limit": key.replace("_", " "), files: f"{own[key]:g}", "background (†)": f"{limit:g}"}
+        for key, limit in background.items()
+        if key != "name"
     ]
     yield table("Latency protocol", cells)
     seconds = report.protocol["seconds"]

@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Literal
 
+from edgekd.benchmark.report.charts import undominated
 from edgekd.benchmark.report.elements import (
     Cell,
     Cells,
@@ -42,10 +44,9 @@ class Recommendation:
 def recommend(report: Report) -> Recommendation | None:
     """Choose among the exported files; None where none was measured.
 
-    Of the files that pass every gate: the most accurate out of domain (on the adapted domains, in domain, where that
-    is not measured). A file of the same run whose export loss is not shown takes its place if it is shown to be faster,
-    or if it is smaller and its p50 is not higher. Where no file passes, the one whose largest excess over a limit,
-    relative to the limit, is the smallest.
+    Of the files that pass every gate: the most accurate out of domain (else on the adapted domains, else in domain).
+    A file of the same run without a shown export loss takes its place if it is shown to be faster, or is smaller at no
+    higher p50. Where no file passes: the one with the smallest relative excess over a limit.
     """
     files = report.exported
     if not files:
@@ -69,7 +70,10 @@ def recommend(report: Report) -> Recommendation | None:
                 row, True, f"no export loss is shown, it has {size}, and its p50 is not higher"
             )
     only = "it is the only file that " + ("passes every gate" if len(files) > 1 else "was measured")
-    most = f"it is the most accurate {_level(best)}"
+    where = next((where for key, where in _LEVELS.items() if getattr(best, key) is not None), "")
+    most = f"it is the most accurate {where} ({percent(accuracy(best))} %)"
+    if not where:
+        most = "it is the fastest file, and no accuracy was measured"
     return Recommendation(best, True, only if len(passing) == 1 else most)
 
 
@@ -90,13 +94,7 @@ def pareto(report: Report) -> list[SummaryRow]:
         size_mb = math.inf if row.size_mb is None else row.size_mb
         return -accuracy(row), report.time(row).p50_ms, size_mb
 
-    points = [point(row) for row in report.exported]
-
-    def is_beaten(own: tuple[float, ...]) -> bool:
-        rivals = (other for other in points if other != own)
-        return any(all(a <= b for a, b in zip(other, own, strict=True)) for other in rivals)
-
-    return [row for row in report.exported if not is_beaten(point(row))]
+    return list(compress(report.exported, undominated(list(map(point, report.exported)))))
 
 
 def verdict(report: Report) -> tuple[Literal["passed", "failed", "none"], str]:
@@ -161,11 +159,7 @@ def print_choice(report: Report, left_out: Iterable[tuple[str, str]]) -> None:
 
 
 def check_recommendation(report: Report) -> None:
-    """Check that a file passes every gate.
-
-    Raises:
-        GateFailed: none does; the message names the nearest.
-    """
+    """Raise `GateFailed`, which names the nearest file, where none passes every gate."""
     best = recommend(report)
     if best is not None and not best.passes:
         raise GateFailed(
@@ -192,8 +186,3 @@ def _missed(report: Report, row: SummaryRow) -> str:
         return f"{gate.metric} is {gate.value:.4g}, not {gate.operator} {gate.limit:g}"
 
     return "; ".join(map(sentence, _failed(report, row)))
-
-
-def _level(row: SummaryRow) -> str:
-    key = next((key for key in _LEVELS if getattr(row, key) is not None), None)
-    return f"{_LEVELS[key]} ({percent(accuracy(row))} %)" if key else "file (no accuracy was measured)"  # fmt: skip

@@ -53,13 +53,16 @@ def results(report: Report, *, timed: bool = True) -> Table:
         found = report.time(row)
         return {k: f"{v}{mark(found)}" for k, v in shown(found, key).items()} if timed else {}
 
+    tops = {
+        row.who: {f"ood:{d}": v for d, v in row.ood.items()} | row.apart for row in report.listed
+    }
     suites = _outside(report) if len(_outside(report)) <= _MOST_COLUMNS else []
     cells = [
         {"subject": report.label(row)}
         | shown(row, "id ood_avg adapted_avg")
         | time(row, "p90_ms")
         | shown(row, "size_mb")
-        | {f"{suite} %": percent(_top1(row, suite)) for suite in suites}
+        | {f"{suite} %": percent(tops[row.who].get(suite)) for suite in suites}
         | shown(row, "ood_worst gap retention ece_id ece_ood")
         | time(row, "p50_ms")
         | shown(row, "parameters macs")
@@ -73,10 +76,6 @@ def _outside(report: Report) -> list[str]:
     """Return the suites besides `id` that a summary has top-1 of."""
     names = (n for row in report.summary for n in [*(f"ood:{d}" for d in row.ood), *row.apart])
     return list(dict.fromkeys(names))
-
-
-def _top1(row: SummaryRow, suite: str) -> float | None:
-    return row.apart.get(suite, row.ood.get(suite.removeprefix("ood:")))
 
 
 def by_suite(report: Report) -> Table:

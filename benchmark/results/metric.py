@@ -67,12 +67,11 @@ class Metric:
         name: as tables show it.
         unit: one of `%` and `points` (stored as fractions), `ms`, `s`, `MB` (10⁶ bytes), `M` (stored as a count), `mJ`
             (stored as joules), `W`, `1/s`, `count`, `p`, or none.
-        better: which direction is better; empty where neither is.
-        source: the paper or document that defines it.
+        better: which direction is better, if any.
         missing: why the value can be None.
         interval: name of the field with its 95 % interval.
         gate: whether a gate may use it; by default whatever has a better direction.
-        compute: calculates it from logits and labels; the evaluation then fills the field of every accuracy row.
+        compute: calculates it from logits and labels, for every accuracy row.
         formula: the definition: the docstring under the field.
     """
 

@@ -92,11 +92,7 @@ class RawResults:
 
 
 def report_folder(path: Path) -> Path:
-    """Return `path` if it is a report's folder, else the newest report in it: of `benchmark`, `benchmark-2`, ….
-
-    Raises:
-        EdgekdError: there is none.
-    """
+    """Return `path` if it is a report's folder, else the newest report in it; none is an `EdgekdError`."""
     if (path / "report.json").is_file():
         return path
     found = [one for one in path.glob("benchmark*") if (one / "report.json").is_file()]
@@ -107,11 +103,7 @@ def report_folder(path: Path) -> Path:
 
 
 def read_report(folder: Path) -> Report:
-    """Load `report.json` of a report folder.
-
-    Raises:
-        EdgekdError: no report there, a damaged one, or one of an unknown schema version.
-    """
+    """Load `report.json`; one that is missing, damaged or of an unknown schema version is an `EdgekdError`."""
     data = printable_values(read_object(folder / "report.json", "report"))
     if data.get("schema_version") not in READABLE_VERSIONS:
         raise EdgekdError(
@@ -166,11 +158,7 @@ def read_results(folder: Path, *, clock: bool = True) -> RawResults:
 
 
 def check_arrays(raw: RawResults) -> None:
-    """Refuse arrays that do not fit the report they lie beside.
-
-    Raises:
-        EdgekdError: an array is missing, of another shape or dtype, or not finite.
-    """
+    """Refuse arrays that are missing, of another shape or dtype than the report tells, or not finite."""
     needed = {(one.run, one.subject, one.suite) for one in raw.report.accuracy}
     for row in raw.report.suites:
         shape = _check_suite(raw, row)
@@ -216,10 +204,6 @@ def _foreign(raw: RawResults, name: str) -> EdgekdError:
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Load every array of an npz file.
-
-    Raises:
-        EdgekdError: the file is missing or damaged.
-    """
+    """Load every array of an npz file; one that is missing or damaged is an `EdgekdError`."""
     hint = "Copy the whole report folder, or run edgekd benchmark again."
     return read_npz(path, path.name, hint)

@@ -1,1 +1,1 @@
-"""The task of `edgekd train`: an image classifier distilled from a teacher, from its settings to the finished run."""
+"""The task of `edgekd train`: distil an image classifier from a teacher."""

@@ -1,8 +1,7 @@
-"""What a run would do, and how long that takes here: counted, and measured by a few trial steps (`--plan`)."""
+"""Estimate of a run: its work, and its time by a few trial steps (`--plan`)."""
 
 from __future__ import annotations
 
-import html
 import statistics
 import time
 from collections.abc import Callable
@@ -36,36 +35,36 @@ _TRIAL_IMAGES = 16
 
 @dataclass(frozen=True)
 class Estimate:
-    """A run before it happens. Times are None where nothing was measured."""
+    """An estimate of a run. Times are None if they were not measured."""
 
     images: dict[str, int]
-    """Part of the data → images."""
+    """Part of the data → number of images."""
     stages: dict[str, int]
-    """Stage → steps."""
+    """Stage → number of steps."""
     batch: int
     epochs: float
-    """Passes over the labelled training images, or the unlabelled ones where there are no others."""
+    """Passes over the labelled training images, or over the unlabelled ones if there are no labelled ones."""
     teacher_views: int
-    """Embeddings that the run reads from the cache."""
+    """Number of cached embeddings used by the run."""
     disk_mb: float
-    """Of the run's folder, the cached embeddings and the decoded images at most, 10⁶ bytes."""
+    """Maximum size of run folder, cached embeddings and decoded images, in 10⁶ bytes."""
     teacher_passes: int | None = None
-    """Of the embeddings, not in the cache yet."""
+    """Number of embeddings that are not in the cache yet."""
     teacher_seconds: float | None = None
     decode_seconds: float | None = None
-    """At most: what was decoded for an earlier run is not decoded again."""
+    """Upper limit, since images of earlier runs are not decoded again."""
     train_seconds: float | None = None
     test_domain: str | None = None
-    """The domain that is left out of training."""
+    """Domain that is left out of training."""
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of all stages."""
+        """Return the optimizer steps of all stages."""
         return sum(self.stages.values())
 
     @property
     def schedule(self) -> str:
-        """The line that every run prints at its start."""
+        """Return the line that every run prints at its start."""
         parts = ", ".join(f"{name} {steps:,}" for name, steps in self.stages.items())
         views = f"{self.teacher_views:,} teacher embeddings" if self.teacher_views else "no teacher"
         return (
@@ -74,7 +73,7 @@ class Estimate:
         )
 
     def lines(self) -> list[str]:
-        """Return the estimate for people."""
+        """Return the estimate as text."""
         counts = ", ".join(f"{count:,} {part}" for part, count in self.images.items() if count)
         unseen = f"; unseen domain: {self.test_domain}" if self.test_domain else ""
         times = {
@@ -87,20 +86,13 @@ class Estimate:
         return [
             f"images: {counts}{unseen}",
             self.schedule,
-            f"time: about {_duration(sum(known.values()))} here ({shown}), measured by {_TRIAL_STEPS} trial steps of "
-            "each stage",
+            f"time: about {_duration(sum(known.values()))} on this machine ({shown}), measured by {_TRIAL_STEPS} trial "
+            "steps of each stage",
         ]
-
-    def _repr_html_(self) -> str:
-        return "<br>".join(html.escape(line) for line in self.lines())
 
 
 def plan_run(config: TrainConfig) -> Estimate:
-    """Return what `train(config)` would do, and how long it would take here; nothing is written but caches.
-
-    Raises:
-        EdgekdError: as `train`, for whatever it would refuse before training.
-    """
+    """Return what `train(config)` would do and how long that takes here, or its error; only caches are written."""
     config = settle(config)
     fabric = make_fabric(config.model_copy(update={"devices": 1}))
     task = build(fabric, config, *load_data(config))
@@ -109,7 +101,7 @@ def plan_run(config: TrainConfig) -> Estimate:
 
 
 def outline(task: Classification) -> Estimate:
-    """Count what a run will do."""
+    """Count the work of a run."""
     split, config, teacher = task.split, task.config, task.teacher
     views = 0
     if task.needs_teacher and not config.online_teacher:
@@ -117,7 +109,7 @@ def outline(task: Classification) -> Estimate:
         views = int(counts.sum()) if isinstance(teacher, ClipTeacher) else len(task.trained)
     state = task.student.state_dict().values()
     weights = sum(tensor.numel() * tensor.element_size() for tensor in state)
-    # A checkpoint holds weights, their average and AdamW's two moments; the finished student is one more copy.
+    # A checkpoint has the weights, their average and AdamW's two moments; the finished student is one more copy.
     disk = 5 * weights + _decoded_bytes(task)
     disk += views * (2 * teacher.dim + 34) if isinstance(teacher, ClipTeacher) else 0
     return Estimate(
@@ -140,7 +132,7 @@ def outline(task: Classification) -> Estimate:
 
 
 def measure(task: Classification, planned: Estimate) -> Estimate:
-    """Add times to an estimate: trial steps of every stage, a teacher pass, decoded images. The student is spoilt."""
+    """Add times to an estimate: trial steps of every stage, a teacher pass, decoding. This changes the student."""
     config, teacher, images, device = task.config, task.teacher, task.images, task.fabric.device
     augmentation, counts = augmentation_of(config), cached_view_counts(task)
     chosen = task.trained[:: max(1, len(task.trained) // _TRIAL_IMAGES)][:_TRIAL_IMAGES]
@@ -187,7 +179,7 @@ def _random(*shape: int) -> NDArray[np.float32]:
 
 
 def _step_seconds(task: Classification, model: Any, stage: Stage, folds: list[Fold]) -> float:
-    """Return the seconds of one optimizer step on a batch that is there already."""
+    """Return the seconds of one optimizer step on a batch in memory."""
     optimizer = torch.optim.AdamW(task.student.parameters(), lr=1e-6, fused=True)
     raw = task.source(0)
 
@@ -207,7 +199,7 @@ def _step_seconds(task: Classification, model: Any, stage: Stage, folds: list[Fo
 
 
 def _seconds(work: Callable[[], Any], times: int) -> float:
-    """Return the median time of `work` after a first run that does not count."""
+    """Return the median time of `work` after an untimed first run."""
     work()
     taken = []
     for _ in range(times):
@@ -218,7 +210,7 @@ def _seconds(work: Callable[[], Any], times: int) -> float:
 
 
 def _decoded_bytes(task: Classification) -> int:
-    """Return the bytes of the images that are decoded once and kept, for student and teacher."""
+    """Return the bytes of the stored decoded images for student and teacher."""
     sides = {store_side(task.student.preprocess.size)}
     if isinstance(task.teacher, ClipTeacher) and task.needs_teacher:
         sides.add(store_side(task.teacher.preprocess.size))

@@ -1,4 +1,4 @@
-"""The end of a training run: choose and calibrate the weights, and write everything down."""
+"""The end of a training run: choose and calibrate the weights, and write the run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 import torch
 from torch.nn.functional import softmax
+from torch.optim.swa_utils import update_bn
 
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
@@ -24,7 +25,6 @@ from edgekd.distill.classification.predict import domain_mean, predict_all, stud
 from edgekd.distill.classification.task import Classification
 from edgekd.distill.inputs.cache import plain_embeddings
 from edgekd.distill.inputs.views import render
-from edgekd.distill.models.batchnorm import recompute_statistics
 from edgekd.distill.models.students import Student, fit_scale, interpolate_with_teacher
 from edgekd.distill.models.teachers import ClipTeacher
 from edgekd.distill.progress import Progress
@@ -38,10 +38,9 @@ def finish(
     checkpoint: Checkpoint,
     progress: Progress,
 ) -> None:
-    """Choose the weights, fit their scale on source validation, and write student, bank and `run.json`, last.
+    """Choose the weights, fit the scale on source validation, and write student, bank and finally `run.json`.
 
-    Raises:
-        EdgekdError: weights whose scores are not finite, which the last step may have made.
+    Scores that are not finite, which the last step may have caused, are an `EdgekdError`.
     """
     config, images, split, out = task.config, task.images, task.split, checkpoint.out
     final, selection = _chosen_weights(task, average, checkpoint)
@@ -49,8 +48,8 @@ def finish(
     scores = predict_all(predict, images, split.val, final.preprocess)
     if not np.isfinite(scores).all():
         raise EdgekdError(
-            f"The trained student's scores are not finite: its weights grew without bound ({selection}).",
-            "Lower --lr; nothing was saved from this run.",
+            f"The trained student's scores are not finite, because its weights diverged ({selection}).",
+            "Lower --lr. Nothing was saved from this run.",
         )
     if config.data == NO_DATA:
         selection += "; scale fitted to the teacher's probabilities, as no image has a label"
@@ -59,7 +58,7 @@ def finish(
         held_out = plain_embeddings(task.teacher, images, split.val, task.fabric.device)
         targets = softmax(task.bank.zero_shot(held_out), dim=-1)
         agreement = float((scores.argmax(axis=1) == targets.argmax(dim=1).numpy()).mean())
-        say(f"the teacher's class on {100 * agreement:.1f} % of {len(scores)} held-out images")
+        say(f"agreement with the teacher: {100 * agreement:.1f} % of {len(scores)} held-out images")
     else:
         targets = torch.from_numpy(images.labels[split.val])
         right = scores.argmax(axis=1) == images.labels[split.val]
@@ -104,7 +103,7 @@ def finish(
 def _chosen_weights(
     task: Classification, average: LastWeights, checkpoint: Checkpoint
 ) -> tuple[Student, str]:
-    """The student with the weights to save, on the CPU, and how they were selected."""
+    """Return the student with the weights to save, on the CPU, and the selection rule."""
     config = task.config
     final = cast(Student, average.result())
     selection = average.label if config.average == "swad" else f"last {average.label}"
@@ -117,7 +116,8 @@ def _chosen_weights(
         device, size = task.fabric.device, final.preprocess.size
         batches = map(task.source, range(STATISTICS_BATCHES))
         views = (render(raw.pixels.to(device), raw.params, size) for raw in batches)
-        recompute_statistics(final.to(device), views)
+        with torch.no_grad():  # the averaged statistics are those of other weights
+            update_bn(views, final.to(device))
         selection += "; BatchNorm statistics recomputed on training views"
     final = final.cpu()
     if config.select == "best":

@@ -1,4 +1,4 @@
-"""Read a finished run back: the student, its text bank, and the images it was split on."""
+"""Load a finished run: the student, its text bank, its images and their split."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edgekd.distill.text_files import DESCRIPTIONS_FILE, Descriptions, stored_de
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run in memory. `bank` is None for students with a linear head."""
+    """A loaded run. `bank` is None for students with a linear head."""
 
     run: Run
     folder: Path
@@ -35,7 +35,7 @@ class LoadedRun:
 
     @property
     def vectors(self) -> Tensor | None:
-        """The class vectors that embeddings are multiplied with, float32 `[C, D]`; None for a head on features."""
+        """Return the class vectors, float32 `[C, D]`; None for a head on features."""
         if not self.student.embeds:
             return None
         if self.student.head is not None:
@@ -43,12 +43,12 @@ class LoadedRun:
         return self.bank.head if self.bank else None
 
     def descriptions(self, classes: Sequence[str]) -> Descriptions | None:
-        """Return sentences about any classes as the run has them about its own; None if its prompts have none."""
+        """Return descriptions of any classes in the way of the run's own; None if its prompts have none."""
         spec, stored = self.config.descriptions, self.folder / DESCRIPTIONS_FILE
         return stored_descriptions(stored, spec, classes, may_run=False) if spec else None
 
     def check_labelled(self) -> None:
-        """Refuse a run that has no labelled images of its own to test on."""
+        """Refuse a run without labelled images to test on."""
         if self.run.data == NO_DATA:
             raise EdgekdError(
                 f"{self.run.name} was trained without labels, so it has no test images of its own.",
@@ -56,13 +56,13 @@ class LoadedRun:
             )
 
     def images(self, override: str | None = None) -> ImageSet:
-        """Return the run's images, those of classes that never train left out."""
+        """Return the run's images without those of unseen classes."""
         if override is None and self.run.data == NO_DATA:
             return self._label_free()[0]
         return run_images(load_images(override or self.run.data), self.config)
 
     def data(self, override: str | None = None) -> tuple[ImageSet, Split]:
-        """Return the run's images and its stored split; `override` is where the images are now."""
+        """Return the run's images and its stored split; `override` is the current place of the images."""
         if override is None and self.run.data == NO_DATA:
             return self._label_free()
         images = self.images(override)
@@ -75,11 +75,7 @@ class LoadedRun:
 
 
 def load_run(folder: Path) -> LoadedRun:
-    """Load a run folder.
-
-    Raises:
-        EdgekdError: unfinished or damaged run.
-    """
+    """Load a run folder; an unfinished or damaged one is an `EdgekdError`."""
     run = read_run(folder)
     config = read_config(folder / "config.json")
     bank_path = folder / "text_bank.safetensors"
@@ -87,7 +83,7 @@ def load_run(folder: Path) -> LoadedRun:
     path = folder / "student.safetensors"
     hint = "Train the run again with --overwrite."
     state, _ = read_tensors(path, "student", hint)
-    wrong = EdgekdError(f"{path} does not hold the weights of this run's {config.student}.", hint)
+    wrong = EdgekdError(f"{path} does not have the weights of this run's {config.student}.", hint)
     projector, head = state.get("projector.weight"), state.get("head.weight")
     if any(layer is not None and layer.ndim != 2 for layer in (projector, head)):
         raise wrong
@@ -116,10 +112,8 @@ def load_run(folder: Path) -> LoadedRun:
 def continue_from(folder: Path, student: Student, classes: Sequence[str]) -> None:
     """Copy the weights of the finished run in `folder` into a student for `classes`.
 
-    Rows of a trained head are copied by the name of their class; rows of new classes stay as they are.
-
-    Raises:
-        EdgekdError: the two do not consist of the same parts.
+    Rows of a trained head are copied by the name of their class; rows of new classes stay as they are. A student of
+    other parts is an `EdgekdError`.
     """
     run = read_run(folder)
     state, _ = read_tensors(folder / "student.safetensors", "student", "Train that run again.")
@@ -128,18 +122,18 @@ def continue_from(folder: Path, student: Student, classes: Sequence[str]) -> Non
     for name in [name for name in state if name.startswith("head.")]:
         if len(state[name]) != len(run.classes):
             raise EdgekdError(
-                f"The head of {folder} does not fit its classes.", "Train that run again."
+                f"The head of {folder} does not match its classes.", "Train that run again."
             )
         if name in own:
             rows = own[name].clone()
             rows[[new for new, _ in pairs]] = state[name][[old for _, old in pairs]]
             state[name] = rows
-    # It makes the finished run's scores calibrated; this run fits its own.
+    # The scale calibrates the finished run; this run fits its own.
     state["scale"] = own["scale"]
     try:
         student.load_state_dict(state)
     except RuntimeError as error:
         raise EdgekdError(
-            f"The student of {folder} ({run.recipe}) lacks the parts that this recipe needs.",
+            f"The student of {folder} ({run.recipe}) does not have the parts that this recipe needs.",
             f"Start from it with --recipe {run.recipe}.",
         ) from error

@@ -1,4 +1,4 @@
-"""The settings of a run, settled before any work: every open choice made, every need of the recipe checked."""
+"""Resolve the settings of a run before training: fill in defaults and check the recipe."""
 
 from __future__ import annotations
 
@@ -38,10 +38,9 @@ DEFAULT_EPOCHS = 40.0
 
 
 def settle(config: TrainConfig) -> TrainConfig:
-    """Fill every `None` that does not depend on the images, or read the settings of the run to resume.
+    """Fill in every `None` that does not depend on the images, or read the settings of the run to resume.
 
-    Raises:
-        EdgekdError: unknown names, a recipe whose needs are not met, nothing to resume; before any work is done.
+    Unknown names, a recipe whose needs are not met, and nothing to resume are an `EdgekdError`, before any work.
     """
     if config.resume:
         return _resumed(config)
@@ -63,7 +62,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         pretrained = "hub" if not toy else "toy" if toy_weights(config.student) else "scratch"
     random = config.student_weights is None and config.start is None and pretrained == "scratch"
     if random:
-        shipped = "no pretrained one is shipped for the toy data"
+        shipped = "no pretrained weights are shipped for the toy data"
         reason = shipped if config.pretrained is None else "as requested"
         say(f"student: {timm_name(config.student)} from random weights ({reason})")
     unlabelled = bool(config.unlabelled or config.adapt)
@@ -114,8 +113,8 @@ def _resumed(config: TrainConfig) -> TrainConfig:
     if not (out / "config.json").is_file():
         raise EdgekdError(f"There is no run to resume at {out}.", "Check --out.")
     stored = read_config(out / "config.json")
-    say(f"resuming {out} with the settings it was started with")
-    # The global batches stay the same, whatever computes them.
+    say(f"resuming {out} with its original settings")
+    # The global batches do not depend on the number of processes.
     here = {
         name: getattr(config, name) for name in {"devices", "accelerator"} & config.model_fields_set
     }
@@ -124,7 +123,7 @@ def _resumed(config: TrainConfig) -> TrainConfig:
 
 
 def _started_from(config: TrainConfig, folder: Path) -> TrainConfig:
-    """Settings of a run that starts from the finished run in `folder`: the student as that run has it."""
+    """Return the settings of a run that starts from the finished run in `folder`, with its student."""
     read_run(folder)
     before = read_config(folder / "config.json")
     for field in ("student_weights", "pretrained"):
@@ -138,8 +137,8 @@ def _started_from(config: TrainConfig, folder: Path) -> TrainConfig:
         own, shared[field] = getattr(config, field), getattr(before, field)
         if field in config.model_fields_set and own not in (shared[field], None):
             raise EdgekdError(
-                f"The run at {folder} has another {field} ({shared[field]}), so it cannot be started from.",
-                f"Leave {field} out, or start from another run.",
+                f"The run at {folder} has a different {field} ({shared[field]}), so --start cannot use it.",
+                f"Leave out {field}, or start from another run.",
             )
     if "teacher" not in config.model_fields_set:
         shared["teacher"] = before.teacher
@@ -148,7 +147,7 @@ def _started_from(config: TrainConfig, folder: Path) -> TrainConfig:
 
 
 def _with_recipe(config: TrainConfig) -> TrainConfig:
-    """Settings that follow from the recipe: the student, its projector, a term for captions, absolute paths."""
+    """Return the settings with those of the recipe: student, projector, a term for captions, absolute paths."""
     recipe = get_recipe(config.recipe, config.stages)
     chosen: dict[str, Any] = {}
     student = config.student
@@ -156,7 +155,7 @@ def _with_recipe(config: TrainConfig) -> TrainConfig:
         if "student" in config.model_fields_set and student != TEACHER_ENCODER:
             raise EdgekdError(
                 f"The recipe {recipe.name} trains the teacher's own image encoder, not {student}.",
-                "Leave --student out, or take --recipe vl2v-adip.",
+                "Leave out --student, or use --recipe vl2v-adip.",
             )
         student = chosen["student"] = TEACHER_ENCODER
     elif student != TEACHER_ENCODER:
@@ -178,12 +177,12 @@ def _with_recipe(config: TrainConfig) -> TrainConfig:
 
 
 def _short(spec: str) -> str:
-    """Return a source's name as part of a folder's."""
+    """Return the name of a source for use in a folder name."""
     return re.sub(r"[^\w.-]+", "-", Path(spec).name.removesuffix(".tar")).strip("-") or "data"
 
 
 def _absolute(spec: str) -> str:
-    """Return a spec that names a file or folder with its absolute path, so that the run can be used from elsewhere."""
+    """Return a spec with an absolute path, so that the run can be used from another directory."""
     if is_packed(spec):
         return absolute(spec)
     kind, colon, path = spec.rpartition(":")
@@ -198,7 +197,7 @@ def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
     """Load the images of a run.
 
     Returns:
-        The labelled images with the unlabelled ones behind them, and the split, read back when a run is resumed.
+        The labelled images followed by the unlabelled ones, and the split (the stored one when resuming).
     """
     path = config.folder / "split.json"
     resumed = config.resume and path.exists()
@@ -220,10 +219,9 @@ def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
 
 
 def split_after(folder: Path, split: Split) -> Split:
-    """Return the split of a run that starts from the one in `folder`, with the domains that were seen there.
+    """Return the split of a run that starts from the run in `folder`, including the domains seen there.
 
-    Raises:
-        EdgekdError: the run in `folder` trained on the domain that is left out, or on test images.
+    It is an `EdgekdError` if that run trained on the domain that is left out, or on test images.
     """
     before = read_stored_split(folder / "split.json")
     trained, domain = before.train_domains or (), split.test_domain
@@ -231,7 +229,7 @@ def split_after(folder: Path, split: Split) -> Split:
     if domain is not None and readable(domain).casefold() in names:
         raise EdgekdError(
             f"The run at {folder} trained on the domain {domain}, so it is not unseen.",
-            f"Leave out a domain that it left out too, or none: --test-domain {before.test_domain or 'none'}.",
+            f"Use the domain that it left out, or none: --test-domain {before.test_domain or 'none'}.",
         )
     roles = [before.roles.get(role, {}) for role in ("before", "unlabelled", "train")]
     seen = {key for role in roles for key in role.values()}
@@ -239,14 +237,14 @@ def split_after(folder: Path, split: Split) -> Split:
     if count := sum(key in seen for key in tested):
         raise EdgekdError(
             f"The run at {folder} trained on {count:,} of the {len(tested):,} test images.",
-            f"Split the images as it did: --split-seed {before.seed}, and the same --test-domain and --adapt.",
+            f"Use the same split: --split-seed {before.seed}, and the same --test-domain and --adapt.",
         )
     domains = dict.fromkeys((*split.unlabelled_domains, *before.unlabelled_domains))
     return replace(
         split,
         train_domains=tuple(sorted({*split.train_domains, *trained})),
         unlabelled_domains=tuple(domains),
-        before={key: key for key in sorted(seen)},  # ids may repeat from run to run
+        before={key: key for key in sorted(seen)},  # ids may repeat between runs
     )
 
 
@@ -263,6 +261,6 @@ def _newest_unfinished() -> Path:
     started = [folder for folder in folders if not (folder / "run.json").exists()]
     if not started:
         raise EdgekdError(
-            "There is no unfinished run under runs/.", "Name it: --resume --out FOLDER."
+            "There is no unfinished run under runs/.", "Give its folder: --resume --out FOLDER."
         )
     return max(started, key=os.path.getmtime)

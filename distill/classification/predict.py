@@ -1,4 +1,4 @@
-"""Predictions of a teacher or a student on images, prepared exactly as an artifact's are, and the worth of features."""
+"""Predictions of teachers and students with the preprocessing of artifacts, and probes of features."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ KNN_TAU = 0.07
 PROBE_DECAY = 1e-4
 TIP_ALPHA = 1.0
 TIP_BETA = 5.5
-"""The published program's numbers (Li et al., ICCV 2023; Zhang et al., ECCV 2022 start from the same)."""
+"""Values of the published program (Li et al., ICCV 2023; Zhang et al., ECCV 2022 start from the same)."""
 
 
 def student_predict(student: Student, bank: Tensor | None) -> Predictor:
-    """Return the torch student as a predictor, where its weights are; set it to evaluation mode."""
+    """Return the torch student as a predictor on its device, in evaluation mode."""
     student.eval()
     vectors = bank.to(student.mean.device) if bank is not None else None
 
@@ -75,9 +75,9 @@ def source_accuracy(
 def source_loss(
     student: Student, bank: TextBank | None, images: ImageSet, indices: NDArray[np.int64]
 ) -> float:
-    """Return the cross-entropy with the label, averaged over domains without weights: the loss of SWAD.
+    """Return the cross-entropy with the label, averaged over domains without weights (SWAD's loss).
 
-    A text head is scored as its teacher's: `logit_scale · cos`.
+    A text head is scored like its teacher: `logit_scale · cos`.
     """
     device = student.mean.device
     was_training = student.training
@@ -117,7 +117,7 @@ def student_vectors(
 
 
 def knn_scores(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = KNN_K) -> Tensor:
-    """Votes of the `k` nearest training features, weighted by `exp(cos/τ)`, τ = 0.07 (Wu et al., CVPR 2018).
+    """Return the votes of the `k` nearest training features, weighted by `exp(cos/τ)`, τ = 0.07 (Wu et al., CVPR 2018).
 
     Args:
         train: float `[N, d]`. labels: int64 `[N]`. test: float `[M, d]`.
@@ -136,8 +136,8 @@ def linear_probe(
 ) -> nn.Linear:
     """Fit a linear classifier on frozen, standardised features: logistic regression by L-BFGS to convergence.
 
-    The published probe is 100 epochs of SGD on augmented images; on features that are computed once the problem is
-    convex, so its optimum needs neither schedule nor learning rate. `decay` is of `½ decay ‖W‖²` per image.
+    The published probe uses 100 epochs of SGD on augmented images. On fixed features the problem is convex, so the
+    optimum needs no schedule or learning rate. `decay` is the factor of `½ decay ‖W‖²` per image.
     """
     mean, std = train.mean(dim=0), train.std(dim=0, correction=0).clamp(min=1e-6)
     layer = nn.Linear(train.shape[1], classes)
@@ -153,7 +153,7 @@ def linear_probe(
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    with torch.no_grad():  # the standardisation folds in
+    with torch.no_grad():  # fold the standardisation into the layer
         layer.weight.div_(std)
         layer.bias.sub_(layer.weight @ mean)
     return layer.requires_grad_(False)
@@ -162,7 +162,7 @@ def linear_probe(
 def probe_scores(
     student: Student, images: ImageSet, train: NDArray[np.int64], test: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float32]]:
-    """Scores `[len(test), C]` of a `linear` and a `knn` classifier on the features of the images at `train`."""
+    """Return the scores `[len(test), C]` of a `linear` and a `knn` classifier fitted on the images at `train`."""
     known, _ = student_vectors(student, images, train)
     queries, _ = student_vectors(student, images, test)
     labels, classes = torch.from_numpy(images.labels[train]), len(images.classes)
@@ -181,14 +181,14 @@ def retrieval_scores(
     alpha: float = TIP_ALPHA,
     beta: float = TIP_BETA,
 ) -> Tensor:
-    """New classes from a few images without training (Tip-Adapter): a cache of embeddings beside the text head.
+    """Classify with a few images per class without training (Tip-Adapter): a text head plus a cache of embeddings.
 
-    `cos(ŝ, T_c) + α Σ_m exp(−β (1 − cos(ŝ, f_m))) [y_m = c]`, float `[N, classes]`. Without `texts` the sum alone.
+    `cos(ŝ, T_c) + α Σ_m exp(−β (1 − cos(ŝ, f_m))) [y_m = c]`, float `[N, classes]`; only the sum without `texts`.
 
     Args:
         queries: embeddings of the images to classify, float `[N, D]`.
         keys: embeddings of the cached images, float `[M, D]`. labels: their classes, int64 `[M]`.
-        texts: class vectors, float `[classes, D]`; None where the student has none.
+        texts: class vectors, float `[classes, D]`, or None.
     """
     queries, keys = normalize(queries, dim=-1), normalize(keys, dim=-1)
     near = (-beta * (1 - queries @ keys.T)).exp()  # [N, M]

@@ -1,4 +1,4 @@
-"""What the training loop trains: the student, its batches and views, and the targets of the loss terms."""
+"""The classification task of the training loop: student, batches, views, and targets of the loss terms."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edgekd.configs.train import TrainConfig
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
+from edgekd.distill.checkpoint import Task
 from edgekd.distill.classification.predict import source_accuracy, source_loss
 from edgekd.distill.classification.text_targets import TextTargets
 from edgekd.distill.inputs.batches import BatchSource, RawBatch, Sampler
@@ -33,60 +34,57 @@ from edgekd.distill.text_files import Descriptions
 
 
 @dataclass(eq=False)
-class Classification:
+class Classification(Task):
     """One process's part of a run; `teacher`, `bank` and `targets` are None for recipes that need neither."""
 
     fabric: Fabric
     config: TrainConfig
     recipe: Recipe
     images: ImageSet
-    """The labelled images, and the unlabelled ones behind them."""
+    """The labelled images, followed by the unlabelled ones."""
     split: Split
     student: Student
     teacher: Teacher | None
     bank: TextBank | None
-    """Of the classes: what a text head predicts with."""
+    """Text bank of the classes, used by a text head."""
     targets: TextTargets | None
     described: Descriptions | None
-    """The classes' descriptions in the prompts."""
+    """Descriptions of the classes in the prompts."""
     sampler: Sampler
     steps: int
-    """Of all stages."""
+    """Number of steps of all stages."""
     class_weights: Tensor | None
-    """Factors on cross-entropies with the label, float `[C]`."""
+    """Class weights of cross-entropies with the label, float `[C]`."""
     source: BatchSource = field(init=False)
-    """Set by `prepare`: it may need the teacher for hours."""
+    """Set by `prepare`, which may run the teacher for hours."""
+
+    def __post_init__(self) -> None:
+        self.model = self.student
 
     @property
     def unlabelled(self) -> NDArray[np.int64]:
-        """Indices of the unlabelled images."""
+        """Return the indices of the unlabelled images."""
         return np.arange(len(self.images) - len(self.split.unlabelled), len(self.images))
 
     @property
     def trained(self) -> NDArray[np.int64]:
-        """Indices of all images that train, labelled or not."""
+        """Return the indices of all training images, labelled or not."""
         return np.concatenate([self.split.train, self.unlabelled])
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a term reads the teacher's image embeddings."""
+        """Return whether a term uses the teacher's image embeddings."""
         return "teacher" in self.recipe.needs
 
     @property
-    def model(self) -> nn.Module:
-        """The student, before it is compiled or wrapped for several processes."""
-        return self.student
-
-    @property
     def step_pixels(self) -> int:
-        """Pixels of the images that one process takes in a step: the student's, and those of a teacher beside it."""
+        """Return the pixels per step of one process, for the student and for an online teacher."""
         pixels = self.student.preprocess.size**2
         if self.source.teacher_store is not None and isinstance(self.teacher, ClipTeacher):
             pixels += math.prod(self.teacher.preprocess.shape)
         return self.config.batch_size // self.fabric.world_size * pixels
 
     def train_only(self, parts: tuple[str, ...]) -> None:
-        """Freeze all parts of the student but these."""
         student = self.student
         for name in ("backbone", "neck", "projector", "head"):
             module: nn.Module | None = getattr(student, name)
@@ -94,7 +92,6 @@ class Classification:
                 module.requires_grad_({"neck": "projector"}.get(name, name) in parts)
 
     def folds(self) -> list[Fold]:
-        """Return the BatchNorms that a forward pass of the student may fold into its convolutions."""
         side = self.student.preprocess.size
         example = torch.linspace(0, 1, 6 * side**2, device=self.fabric.device)
         return find_folds(self.student, example.reshape(2, 3, side, side))
@@ -135,7 +132,7 @@ class Classification:
         return replace(batch, partner=partner, own=own)
 
     def _batch(self, out: Tensor, teacher: Tensor | None, raw: RawBatch) -> Batch:
-        """The student's output with the targets of the images of `raw`."""
+        """Return the student's output with the targets of the images of `raw`."""
         targets, device = self.targets, self.fabric.device
         fields: dict[str, Any] = targets.fields(raw.indices, device) if targets else {}
         fields["smoothing"] = self.config.label_smoothing
@@ -149,33 +146,27 @@ class Classification:
         return replace(batch, gather=partial(gathered, self.fabric), first=first)
 
     def update(self, teacher: Tensor | None) -> None:
-        """Update the visual bank after a step."""
         if self.targets:
             self.targets.update(self.fabric, teacher)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the visual bank's state."""
         return self.targets.visual.state_dict() if self.targets and self.targets.visual else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the visual bank."""
         if self.targets and self.targets.visual:
             self.targets.visual.load_state_dict(state)
 
     def names(self, raw: RawBatch) -> list[str]:
-        """Return the names of a batch's images."""
         return [self.images.ids[i] for i in raw.indices]
 
     def accuracy(self, model: nn.Module) -> float:
-        """Return the mean accuracy over the source domains' validation images, 0–1."""
         return source_accuracy(cast(Student, model), self.bank, self.images, self.split.val)
 
     def loss(self, model: nn.Module) -> float:
-        """Return the mean cross-entropy over the source domains' validation images."""
         return source_loss(cast(Student, model), self.bank, self.images, self.split.val)
 
     def sample_embeddings(self, indices: NDArray[np.int64]) -> Tensor:
-        """Return the teacher's embeddings of images, float32 `[n, D]`: of their cached first view, if there is one."""
+        """Return the teacher's embeddings of images, float32 `[n, D]`, of their first cached view if there is one."""
         if self.source.embeddings is not None:
             return torch.from_numpy(self.source.embeddings(indices, np.zeros_like(indices)))
         assert self.teacher is not None
@@ -190,12 +181,12 @@ def make_batch(
     bank: TextBank | None,
     fields: Mapping[str, Any] | None = None,
 ) -> Batch:
-    """Return the student's output and its targets as the terms read them.
+    """Return the student's output and its targets as a `Batch`.
 
     Args:
-        out: what the student returned, float `[b, D]` or `[b, C]`.
+        out: the student's output, float `[b, D]` or `[b, C]`.
         teacher: the teacher's embeddings of the same views, float `[b, D]`.
-        bank: what the terms compare with. fields: further fields of `Batch`.
+        bank: text bank of the terms. fields: further fields of `Batch`.
     """
     found: dict[str, Any] = dict(fields or {})
     if student.embeds:

@@ -1,4 +1,4 @@
-"""The targets of the text side: banks of classes, vocabulary and domains, captions, and the mean-centred space."""
+"""Text targets: banks of classes, vocabulary and domains, captions, and mean-centring."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
 from edgekd.data.unlabelled import keep_unlabelled
 from edgekd.distill.inputs.cache import caption_embeddings, plain_embeddings
-from edgekd.distill.launch import Fabric, gathered, total
+from edgekd.distill.launch import Fabric, gathered
 from edgekd.distill.losses import unit
-from edgekd.distill.models.students import Student
 from edgekd.distill.models.teachers import ClipTeacher, Teacher
 from edgekd.distill.recipes import Recipe
 from edgekd.distill.text_bank import TextBank, templates_for, warn_of_indistinct_classes
@@ -34,17 +33,17 @@ from edgekd.distill.text_files import (
 )
 
 ANISOTROPIC = 0.5
-"""Length of the mean of unit embeddings from which on they are mean-centred: a quarter of their energy is common."""
+"""Length of the mean unit embedding above which embeddings are mean-centred: a quarter of their energy is common."""
 _REJECTED = 0.05
-"""Part of the validation images on which the teacher may be less confident than on an unlabelled image that trains."""
+"""Quantile of the teacher's confidence on validation images below which an unlabelled image is left out."""
 
 
 class VisualBank(nn.Module):
     """One visual prototype per text, moved by language-guided knowledge aggregation (LGKA; Li et al., T-MM 2024).
 
-    An image belongs to the text nearest to the teacher's embedding of it, `c_i = argmax_c t̂_i · T_c`; no label is used.
-    Per text in the batch, `m_c = mean t̂_i`; the first time `V_c ← m_c`, later `V_c ← μ V_c + (1 − μ) m_c`. Texts not
-    met yet hold a random unit vector. Prototypes are not normalised again.
+    An image belongs to the text nearest to its teacher embedding, `c_i = argmax_c t̂_i · T_c`, without labels. For each
+    text in the batch, `m_c = mean t̂_i`. The first update is `V_c ← m_c`, later ones are `V_c ← μ V_c + (1 − μ) m_c`.
+    Before its first update a prototype is a random unit vector. Prototypes are not normalised again.
 
     Args:
         texts: the text bank `T`, unit rows, float `[C, D]`.
@@ -79,15 +78,15 @@ class VisualBank(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class TextTargets:
-    """What the terms of a recipe compare with, besides the teacher's image embeddings; None where not needed."""
+    """Targets of a recipe besides the teacher's image embeddings; None if not needed."""
 
     bank: TextBank
-    """Of the classes, or of the vocabulary."""
+    """Text bank of the classes or of the vocabulary."""
     visual: VisualBank | None = None
     domains: Tensor | None = None
-    """Float `[domains, C, D]`."""
+    """Text vectors per domain, float `[domains, C, D]`."""
     captions: Tensor | None = None
-    """Float `[images, D]`, zeros for images that do not train."""
+    """Text embeddings of the captions, float `[images, D]`, zeros for images that do not train."""
 
     def fields(self, indices: NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
         """Return the fields of `losses.Batch` for these images."""
@@ -99,7 +98,7 @@ class TextTargets:
         return {name: value.to(device) for name, value in found.items() if value is not None}
 
     def centred_like(self, bank: TextBank) -> TextTargets:
-        """Return the targets in the space of the classes' bank, which may be mean-centred."""
+        """Return the targets in the space of the class bank, which may be mean-centred."""
         centre = bank.text_centre
         if centre is None:
             return self
@@ -123,9 +122,10 @@ def class_bank(
     classes: Sequence[str],
     sources: Sequence[str],
 ) -> tuple[TextBank, Descriptions | None]:
-    """Return the bank that the text head predicts with, and the descriptions of all names of the run.
+    """Return the bank of the text head, and the descriptions of all names of the run.
 
-    Process 0 alone gets descriptions: a language model answers every call differently. A resumed run reads its own.
+    Only process 0 runs a description command, because a language model gives different output for every call. A
+    resumed run uses the stored descriptions.
 
     Args:
         sources: names of the source domains.
@@ -157,10 +157,9 @@ def make_targets(
     bank: TextBank,
     described: Descriptions | None,
 ) -> TextTargets:
-    """Build the targets that the recipe's terms need; `bank` is the bank of the classes.
+    """Build the targets that the recipe's terms need; missing captions or domains are an `EdgekdError`.
 
-    Raises:
-        EdgekdError: captions or domains that a term needs are missing.
+    `bank` is the bank of the classes.
     """
     sources = source_domains(images, split)
     if config.vocabulary:
@@ -172,7 +171,7 @@ def make_targets(
     if "domain_bank" in recipe.needs:
         if len(sources) < 2:
             raise EdgekdError(
-                f"The recipe {recipe.name} compares source domains, and there is {len(sources)}.",
+                f"The recipe {recipe.name} needs at least two source domains, but there is {len(sources)}.",
                 "Use a domain/class/image folder, or drop the term: --set stages.train.terms.domain_rel=0.",
             )
         texts = [templates_for("domain", [name]) for name in sources]
@@ -188,7 +187,7 @@ def make_targets(
 
 
 def source_domains(images: ImageSet, split: Split) -> list[str]:
-    """Return the names of the domains that train."""
+    """Return the names of the training domains."""
     return [name for name in images.domains if name != split.test_domain]
 
 
@@ -200,10 +199,10 @@ def evenly_spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 def report_zero_shot(logits: Tensor, labels: NDArray[np.int64], what: str) -> float:
-    """Print the teacher's zero-shot accuracy, as a mean over classes, and warn where it is near chance.
+    """Print the teacher's zero-shot accuracy, as a mean over classes, and warn if it is near chance.
 
     Args:
-        logits: of training examples, float `[N, C]`. labels: int64 `[N]`. what: the examples, such as "images".
+        logits: logits of training examples, float `[N, C]`. labels: int64 `[N]`. what: noun for the examples.
 
     Returns:
         The accuracy, 0–1.
@@ -216,8 +215,8 @@ def report_zero_shot(logits: Tensor, labels: NDArray[np.int64], what: str) -> fl
     say(f"teacher: {text} (mean over {len(present)} classes; chance is {100 * chance:.1f} %)")
     if near_chance(accuracy, chance):
         warn(
-            f"THE TEACHER IS NEAR CHANCE ON THESE CLASSES: its {text}, where chance is {100 * chance:.1f} %. A student "
-            "learns little more from it than noise. Check the class names (classes.txt), --prompts, and --teacher."
+            f"THE TEACHER IS NEAR CHANCE ON THESE CLASSES: {text}, where chance is {100 * chance:.1f} %. A student "
+            "learns little from it. Check the class names (classes.txt), --prompts, and --teacher."
         )
     return accuracy
 
@@ -226,20 +225,20 @@ def near_chance(accuracy: float, chance: float) -> bool:
     """Return whether an accuracy is below twice chance, and below a tenth of the way between chance and 1.
 
     Args:
-        accuracy, chance: 0–1; means over classes, so that a constant answer has chance.
+        accuracy, chance: 0–1; means over classes, so that a constant prediction is at chance.
     """
     return accuracy < min(2 * chance, chance + 0.1 * (1 - chance))
 
 
 def mean_centred(bank: TextBank, embeddings: Tensor | None, *, always: bool) -> TextBank:
-    """Return the bank with the means of the teacher's image and text embeddings, which targets then leave out.
+    """Return the bank with the means of the teacher's image and text embeddings, which are subtracted from targets.
 
-    CLIP's embeddings are anisotropic: images and texts each have a large common part, which makes a cosine nearly
-    blind to what separates classes (docs/measurements.md has the figures). Ours; the published systems do not.
+    CLIP's embeddings are anisotropic: images and texts each have a large common component, so cosines depend little on
+    what separates classes (docs/measurements.md has the figures). The published systems do not mean-centre.
 
     Args:
-        embeddings: of training images, never of the unseen domain, float `[N, D]`; None: texts alone.
-        always: False: only where the mean of the unit embeddings is longer than `ANISOTROPIC`.
+        embeddings: embeddings of training images, never of the unseen domain, float `[N, D]`; None: only texts.
+        always: if False, mean-centre only if the mean of the unit embeddings is longer than `ANISOTROPIC`.
     """
     centre = None if embeddings is None else normalize(embeddings, dim=-1).mean(dim=0).clone()
     if not always and (centre is None or centre.norm() <= ANISOTROPIC):
@@ -247,7 +246,7 @@ def mean_centred(bank: TextBank, embeddings: Tensor | None, *, always: bool) -> 
     if centre is not None:
         length = f"{centre.norm():.2f}"
         say(
-            f"teacher: the mean of its unit embeddings has length {length}; the targets are mean-centred"
+            f"teacher: the mean unit embedding has length {length}, so the targets are mean-centred"
         )
     return dataclasses.replace(bank, image_centre=centre, text_centre=bank.vectors.mean(dim=0))
 
@@ -255,16 +254,16 @@ def mean_centred(bank: TextBank, embeddings: Tensor | None, *, always: bool) -> 
 def without_outliers(
     fabric: Fabric, images: ImageSet, split: Split, teacher: Teacher, bank: TextBank
 ) -> tuple[ImageSet, Split]:
-    """Leave out unlabelled images that are out of the distribution of the classes to the teacher.
+    """Remove unlabelled images that are out-of-distribution inputs for the teacher.
 
-    The score is the largest zero-shot probability (maximum concept matching, Ming et al., NeurIPS 2022), and the
-    threshold the one that a twentieth of the labelled validation images is below.
+    The score is the largest zero-shot probability (maximum concept matching, Ming et al., NeurIPS 2022). The threshold
+    is the 5 % quantile of the labelled validation images.
 
     Args:
-        images, split: as `with_unlabelled` returns them.
+        images, split: as returned by `with_unlabelled`.
 
     Raises:
-        EdgekdError: none is left.
+        EdgekdError: no image is left.
     """
 
     def confidence(indices: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -275,44 +274,12 @@ def without_outliers(
     threshold = float(np.quantile(confidence(split.val), _REJECTED))
     kept = confidence(places) >= threshold
     say(
-        f"unlabelled: {int((~kept).sum()):,} of {len(kept):,} images left out; the teacher gives them no class with "
-        f"more than {100 * threshold:.0f} %"
+        f"unlabelled: {int((~kept).sum()):,} of {len(kept):,} images left out, on which the teacher's confidence is "
+        f"at most {100 * threshold:.0f} %"
     )
     if not kept.any():
         raise EdgekdError(
-            "The teacher recognises the classes in none of the unlabelled images.",
-            "Check the folder, or leave unlabelled_filter out.",
+            "The teacher does not recognise the classes in any of the unlabelled images.",
+            "Check the folder, or leave out --unlabelled-filter.",
         )
     return keep_unlabelled(images, split, {images.keys[i] for i in places[kept]})
-
-
-@torch.no_grad()
-def centre_projector(
-    fabric: Fabric,
-    student: Student,
-    bank: TextBank,
-    recipe: Recipe,
-    views: Tensor,
-    labels: Tensor,
-    embedding: Tensor | None,
-) -> None:
-    """Initialise the projector's bias with the mean of its targets over the first batch.
-
-    The common part of all embeddings would otherwise take up the align stage, and the distill stage, whose projector
-    is frozen, never makes up for it. Ours; the published code aligns for 5,001 steps instead.
-
-    Args:
-        views: float `[b, 3, S, S]`. labels: int64 `[b]`. embedding: the teacher's, float `[b, D]`.
-    """
-    assert student.projector is not None
-    length = student.body(student.normalised(views)).norm(dim=-1).mean()
-    # Unlabelled images have no text, and the rest of the batch stands for them.
-    vectors = bank.vectors.to(fabric.device)
-    targets = vectors[labels.clamp(min=0)] * (labels >= 0)[:, None]  # [B, D]
-    if embedding is not None:
-        if any("feat_mse" in stage.terms for stage in recipe.stages):
-            length = embedding.norm(dim=-1).mean()
-        with_text = "cos_text" in recipe.stages[-1].terms
-        targets = targets + normalize(embedding, dim=-1) if with_text else embedding
-    centre = normalize(total(fabric, normalize(targets, dim=-1).mean(dim=0)), dim=-1)
-    student.projector.bias.copy_(total(fabric, length) / fabric.world_size * centre)

@@ -1,1 +1,1 @@
-"""What the training loop is fed: views of images, batches of them, and the cache of what networks return for them."""
+"""Inputs of the training loop: views of images, batches, and the cache of teacher embeddings."""

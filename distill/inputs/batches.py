@@ -1,19 +1,16 @@
-"""Batches for the training loop: which images step t holds, their stored pixels and views, one step ahead of the loop.
+"""Batches for the training loop: sampling of images, stored pixels, and prefetching.
 
-The images of step t are a pure function of (seed, t), so resuming and sharding need no state. Training reads every
-image many times, and decoding a JPEG costs about as much as a small student's forward pass, so a data set is decoded
-once: one uint8 array on disk, squash-resized to the side a model needs, shared between runs.
+The images of step t depend only on (seed, t), so resuming and sharding need no state. Training reads every image many
+times, and decoding a JPEG costs about as much as a small student's forward pass. So each data set is decoded once into
+a uint8 array on disk, squash-resized to the side that a model needs and shared between runs.
 """
 
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -31,10 +28,10 @@ from edgekd.distill.inputs.restyle import Restyle, restyle_params
 from edgekd.distill.inputs.views import Augmentation, ViewParams, view_params
 
 MAX_BYTES = 8 * 2**30
-"""Beyond this an image set is decoded on the fly instead (8 GiB: about 100,000 images at 160 px)."""
+"""Maximum size of stored pixels (8 GiB: about 100,000 images at 160 px). Larger sets are decoded on the fly."""
 
 Drawn = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Image indices int64 `[batch]` and, for each, how often that image was drawn before, int64 `[batch]`."""
+"""Image indices, int64 `[batch]`, and the number of earlier draws of each image, int64 `[batch]`."""
 
 
 # --- sampling
@@ -42,12 +39,12 @@ Drawn = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class BalancedSampler:
-    """Global batches with the same share of every source domain (DomainBed's and VL2V-ADiP's rule).
+    """Sample global batches with equal shares of the source domains (the rule of DomainBed and VL2V-ADiP).
 
     Args:
-        groups: image indices of each source domain's training part.
+        groups: training image indices of each source domain.
         batch: images per step over all processes.
-        seed: fixes every batch of the run.
+        seed: determines every batch of the run.
     """
 
     groups: tuple[NDArray[np.int64], ...]
@@ -59,14 +56,14 @@ class BalancedSampler:
         return sum(map(len, self.groups))
 
     def step(self, step: int) -> Drawn:
-        """Walk each domain in a fresh permutation per pass.
+        """Return the images of a step; each domain has a new permutation per pass.
 
-        When the batch does not divide by the number of domains, the surplus places go round the domains in turn.
+        If the batch size is not a multiple of the number of domains, the extra places go to the domains in turn.
         """
         indices, visits = [], []
         n_groups = len(self.groups)
         for slot, group in enumerate(self.groups):
-            # Global positions step*batch … (step+1)*batch - 1 are dealt to the domains like cards.
+            # Global positions step*batch … (step+1)*batch - 1 are assigned to the domains in turn.
             first = -(-(step * self.batch - slot) // n_groups)
             last = -(-((step + 1) * self.batch - slot) // n_groups)
             for position in range(first, last):
@@ -78,11 +75,11 @@ class BalancedSampler:
 
 @dataclass(frozen=True)
 class ShotSampler:
-    """A fixed number of shots per batch: images that would hardly ever be drawn among many (Li et al. 2023).
+    """Sample a fixed number of shots per batch, which would rarely be drawn otherwise (Li et al. 2023).
 
     Args:
-        shots: their indices. batch: how many of them a batch has, drawn anew for each batch, none of them twice.
-        slot: keeps this order apart from those of the domains.
+        shots: image indices. batch: number of shots per batch, drawn without replacement for each batch.
+        slot: makes this order independent of those of the domains.
     """
 
     shots: NDArray[np.int64]
@@ -101,19 +98,20 @@ class ShotSampler:
 
 @dataclass(frozen=True)
 class Sampler:
-    """The images of a run's batches: `labelled` ones, and `unlabelled` ones behind them."""
+    """Sample the images of a run's batches: `labelled` images followed by `unlabelled` ones."""
 
     labelled: tuple[BalancedSampler | ShotSampler, ...]
     unlabelled: tuple[BalancedSampler, ...] = ()
 
     @property
     def epoch_steps(self) -> int:
-        """Steps after which as many labelled images were drawn as there are; without any, unlabelled ones."""
+        """Return the number of steps of one pass over the labelled images, or the unlabelled ones if there are no
+        others."""
         parts = self.labelled or self.unlabelled
         return max(1, round(sum(p.images for p in parts) / sum(p.batch for p in parts)))
 
     def step(self, step: int) -> Drawn:
-        """Return the images of a step, of all processes."""
+        """Return the images of a step for all processes."""
         drawn = [part.step(step) for part in (*self.labelled, *self.unlabelled)]
         return np.concatenate([i for i, _ in drawn]), np.concatenate([v for _, v in drawn])
 
@@ -133,25 +131,18 @@ def make_sampler(
     Args:
         train, unlabelled: int64 `[n]`, indices of images. group_of, is_shot: of all images, int64, bool `[N]`; groups
             are domains, or the classes of each domain.
-        share: of unlabelled images in each batch; at most each of them once, and at least one labelled image.
-        batch: images per step. Shots take all of their places or half of the labelled ones, whichever is less, as
-            published.
+        share: fraction of unlabelled images in each batch, each at most once, with at least one labelled image.
+        batch: images per step. Each batch has all shots, or half of the labelled places if that is less, as published.
     """
     if not len(train):
         return Sampler((), (BalancedSampler((unlabelled,), batch, seed),))
-    wanted = round(share * batch)
-    places = min(wanted, len(unlabelled), batch - 1)
-    if places and places < wanted:
-        say(
-            f"unlabelled: {len(unlabelled)} images for the {wanted} places that they may take in a batch; each "
-            "batch holds all of them"
-        )
+    places = min(round(share * batch), len(unlabelled), batch - 1)
     labelled = batch - places
     many, few = train[~is_shot[train]], train[is_shot[train]]
     groups = tuple(many[group_of[many] == group] for group in np.unique(group_of[many]))
     shots = min(labelled // 2, len(few))
     few_sampler = (ShotSampler(few, shots, seed, len(groups)),) if shots else ()
-    # A seed of its own keeps the order of the unlabelled images apart from the domains'.
+    # A separate seed makes the order of the unlabelled images independent of the domains.
     others = (BalancedSampler((unlabelled,), places, seed + 2**32),) if places else ()
     return Sampler((BalancedSampler(groups, labelled - shots, seed), *few_sampler), others)
 
@@ -168,8 +159,8 @@ def _permutation(seed: int, slot: int, visit: int, size: int) -> NDArray[np.int6
 class PixelStore:
     """Random access to squash-resized images.
 
-    `array` is uint8 `[N, side, side, 3]` mapped from disk, or None when images are decoded on the fly. `parts` are the
-    stores of the sets that joined images consist of; each set is decoded once, whatever it is joined with.
+    `array` is uint8 `[N, side, side, 3]` mapped from disk, or None if images are decoded on the fly. `parts` are the
+    stores of joined image sets, each of which is decoded only once.
     """
 
     images: ImageSet
@@ -194,22 +185,20 @@ class PixelStore:
 
 
 def squashed(images: ImageSet, index: int, side: int) -> NDArray[np.uint8]:
-    """Return image `index` as uint8 `[side, side, 3]`, antialiased, whatever its aspect ratio."""
+    """Return image `index` as uint8 `[side, side, 3]`, resized with antialiasing and without keeping the aspect
+    ratio."""
     image = images.read(index, draft=2 * side)
     return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def store_side(size: int) -> int:
-    """Return the side to store for views of `size` px: the smallest crop (70 % of the area) is hardly enlarged."""
+    """Return the side to store for views of `size` px, so that the smallest crop (70 % of the area) is hardly
+    enlarged."""
     return round(size * 1.2)
 
 
 def open_store(images: ImageSet, side: int, *, max_bytes: int = MAX_BYTES) -> PixelStore:
-    """Open the stored pixels of `images`, decoding them first unless it was done before.
-
-    Raises:
-        EdgekdError: the cache folder cannot be written or the disk is full.
-    """
+    """Open the stored pixels of `images`, decoding them first unless it was done before."""
     if isinstance(images.reader, JoinedReader):
         parts = tuple(open_store(part, side, max_bytes=max_bytes) for part in images.reader.parts)
         return PixelStore(images, side, None, parts)
@@ -234,9 +223,9 @@ def _decoded(images: ImageSet, side: int, folder: Path) -> Iterator[NDArray[np.u
 def pixel_batches(
     images: ImageSet, indices: NDArray[np.int64], preprocess: Preprocess, batch: int = 64
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the images at `indices`, prepared as on the device, as uint8 `[≤batch, H, W, 3]`.
+    """Yield the images at `indices`, preprocessed as on the device, as uint8 `[≤batch, H, W, 3]`.
 
-    The next batch decodes in the background.
+    The next batch is decoded in the background.
     """
     return _stacked(lambda i: preprocess.pixels(images.read(i)), indices, batch)
 
@@ -266,19 +255,19 @@ class RawBatch:
     teacher_pixels: Tensor | None
     """For an online teacher: uint8 `[b, S', S', 3]`."""
     restyle: Restyle | None = None
-    """How the views are restyled."""
+    """Restyling of the views."""
     partner: RawBatch | None = None
-    """The images that are mixed in, one for each."""
+    """The partner of each mixed image."""
     own: Tensor | None = None
-    """Part of the own image at every pixel, float32 `[b, 1, S, S]` in 0–1, where there is a partner."""
+    """Share of the own image at every pixel, float32 `[b, 1, S, S]` in 0–1, if there is a partner."""
 
 
 @dataclass(frozen=True)
 class BatchSource:
-    """Makes the batch of any step from scratch; holds no state.
+    """Create the batch of any step, without state.
 
     Args:
-        views: number of cached views of each image, int64 `[N]`; None draws a fresh view at every visit.
+        views: number of cached views of each image, int64 `[N]`; None draws a new view at every visit.
         embeddings: `(image indices, views)` → the teacher's embeddings, float32 `[b, D]`.
     """
 
@@ -306,7 +295,7 @@ class BatchSource:
         """Return the images at `rows` of a global batch."""
         images, drawn = self.store.images, batch[0]
         indices, visits = (part[rows] for part in batch)
-        # An image starts its round of views at its own place, so that one batch holds all kinds.
+        # Each image starts its cycle of views at a different view, so that a batch has all kinds of views.
         views = visits if self.views is None else (visits + indices) % self.views[indices]
         keys, numbers = [images.keys[i] for i in indices], views.tolist()
         restyle = None
@@ -324,28 +313,3 @@ class BatchSource:
             teacher_pixels=torch.from_numpy(online.batch(indices)) if online else None,
             restyle=restyle,
         )
-
-
-Made = TypeVar("Made")
-
-
-class Prefetcher(Generic[Made]):
-    """Iterates over the batches of `steps`, one ahead in a background thread.
-
-    `waited_s` is how long the consumer has waited for the present batch.
-    """
-
-    def __init__(self, source: Callable[[int], Made], steps: range) -> None:
-        self._source, self._steps = source, steps
-        self.waited_s = 0.0
-
-    def __iter__(self) -> Iterator[tuple[int, Made]]:
-        with ThreadPoolExecutor(1, thread_name_prefix="edgekd-data") as pool:
-            upcoming = None
-            for step in self._steps:
-                current = upcoming or pool.submit(self._source, step)
-                upcoming = pool.submit(self._source, step + 1) if step + 1 in self._steps else None
-                started = time.perf_counter()
-                batch = current.result()
-                self.waited_s = time.perf_counter() - started
-                yield step, batch

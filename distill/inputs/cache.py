@@ -1,10 +1,9 @@
-"""What a network returns once per picture, computed once and shared by every run that needs it.
+"""Caches of network outputs per picture, shared between runs.
 
-Teacher embeddings per view: `<cache>/embeddings/<teacher id>-<policy id>/<shard>.{vectors,keys}.npy`. A shard is an
+Teacher embeddings of views: `<cache>/embeddings/<teacher id>-<policy id>/<shard>.{vectors,keys}.npy`. A shard is an
 immutable pair: vectors float16 `[n, D]`, memory-mapped, and keys (16 bytes of content hash, uint16 view). The keys are
-renamed into place last, so a shard exists wholly or not at all. Its name is a checksum of its content, teacher and
-policy, so that numbers of another shard, or damaged ones, are computed again. Processes of one run fill disjoint
-shards.
+renamed into place last, so a shard is complete or does not exist. Its name is a checksum of content, teacher and
+policy, so that damaged or foreign shards are detected and computed again. Processes of a run write disjoint shards.
 Other outputs without augmentation: `<cache>/vl/<kind>-<hash>.safetensors`.
 """
 
@@ -39,12 +38,12 @@ from edgekd.distill.models.teachers import ClipTeacher, EmbeddingsTeacher, Teach
 from edgekd.distill.progress import counting
 
 LEAST_COSINE = 0.999
-"""Between embeddings in bfloat16 and in float32, for bfloat16 to be used."""
+"""Minimum cosine between embeddings in bfloat16 and float32 for using bfloat16."""
 _CHECKED_IMAGES = 16
 _SHARD_S = 60.0
 _KEY = np.dtype([("image", "S32"), ("view", "<u2")])
 _SORTED = np.dtype(f"S{_KEY.itemsize}")
-"""A key as bytes, which sort."""
+"""A key as bytes, which can be sorted."""
 _CHECKSUM = 32
 """Hexadecimal digits of a shard's name."""
 _INFINITE = np.uint16(0x7C00)
@@ -78,7 +77,7 @@ class EmbeddingCache:
         """Open shards that other processes have finished."""
         found, places = [self._keys], [self._places]
         for keys_path in sorted(self.folder.glob(f"{'?' * _CHECKSUM}.keys.npy")):
-            state = keys_path.stat()  # a damaged shard that is written again keeps its name
+            state = keys_path.stat()  # a damaged shard keeps its name when it is written again
             file = (keys_path.name, state.st_ino, state.st_mtime_ns)
             if file in self._seen:
                 continue
@@ -87,7 +86,7 @@ class EmbeddingCache:
                 keys, vectors = self._read(keys_path)
             except EdgekdError as error:
                 warn(
-                    f"leaving out the damaged cache shard {keys_path} ({error.message}); "
+                    f"ignoring the damaged cache shard {keys_path} ({error.message}); "
                     "its embeddings are computed again."
                 )
                 continue
@@ -100,18 +99,18 @@ class EmbeddingCache:
             self._places = np.concatenate(places)[first]
 
     def _read(self, keys_path: Path) -> tuple[NDArray[Any], NDArray[np.float16]]:
-        """Keys and vectors of a shard; one that is damaged is an `EdgekdError`. The vectors are not read."""
+        """Return keys and memory-mapped vectors of a shard; raise `EdgekdError` if it is damaged."""
         keys = read_array(keys_path, "cache shard")
         path = keys_path.with_name(keys_path.name.replace(".keys.", ".vectors."))
         shape = (len(keys) if keys.shape else 0, self.dim)
         found = map_array(path, "cache shard", shape, np.float16)
         if keys.dtype != _KEY or keys.ndim != 1:
-            raise EdgekdError(f"{keys_path} holds no keys.")
+            raise EdgekdError(f"{keys_path} has no keys.")
         if ((found.view(np.uint16) & _INFINITE) == _INFINITE).any():
-            raise EdgekdError(f"{path} holds values that are not finite.")
+            raise EdgekdError(f"{path} has values that are not finite.")
         if keys_path.name.partition(".")[0] != self._checksum(keys, found):
             raise EdgekdError(f"{path} holds other numbers than were written.")
-        # Mapped once more by torch, which keeps no file open: a large cache has more shards than a process may open.
+        # Mapped again by torch, which keeps no file open, since a large cache has more shards than a process may open.
         size = path.stat().st_size
         mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
         return keys, mapped[size - found.nbytes :].view(np.float16).reshape(shape)
@@ -126,7 +125,7 @@ class EmbeddingCache:
         return len(self._keys)
 
     def _find(self, wanted: NDArray[Any]) -> NDArray[np.int64]:
-        """Return where records of `_KEY` are stored, int64 `[n]`, −1 where they are not."""
+        """Return the places of records of `_KEY`, int64 `[n]`, −1 for missing ones."""
         if not len(self._keys):
             return np.full(len(wanted), -1)
         keys = wanted.view(_SORTED)
@@ -134,7 +133,7 @@ class EmbeddingCache:
         return np.where(self._keys[at] == keys, self._places[at], -1)
 
     def missing(self, keys: Sequence[str], views: Sequence[int]) -> list[tuple[int, int]]:
-        """`(position in keys, view)` of every pair that is not stored."""
+        """Return `(position in keys, view)` of every pair that is not stored."""
         count = len(views)
         pairs = _records(np.repeat(_encoded(keys), count), np.tile(views, len(keys)))
         absent = np.flatnonzero(self._find(pairs) < 0).tolist()
@@ -143,8 +142,7 @@ class EmbeddingCache:
     def add(self, keys: Sequence[str], views: Sequence[int], vectors: NDArray[np.float32]) -> None:
         """Store one shard: `vectors[i]` float `[n, D]` belongs to view `views[i]` of image `keys[i]`.
 
-        Raises:
-            EdgekdError: a vector is not finite, or too large for float16; the disk is full.
+        A vector that is not finite in float16, and a full disk, are an `EdgekdError`.
         """
         half = vectors.astype(np.float16)
         if not np.isfinite(half).all():
@@ -180,7 +178,7 @@ class EmbeddingCache:
 
     @contextlib.contextmanager
     def filling(self) -> Iterator[None]:
-        """Hold the lock of filling; a second run waits here and then finds the work done."""
+        """Hold the lock for filling the cache. A second run waits for it and then has nothing to compute."""
         lock = FileLock(self.folder / ".fill.lock")
         try:
             lock.acquire(timeout=0)
@@ -218,8 +216,8 @@ def fill(
     """Compute and store `work`, a list of `(image position, view)`.
 
     Args:
-        shard_rows: rows per shard; a killed process loses these at most, or a minute's, one that is stopped none.
-        on_progress: called with the number of rows just computed.
+        shard_rows: rows per shard. A killed process loses at most one shard or a minute of work; a stopped one nothing.
+        on_progress: called with the number of new rows.
     """
     done: list[NDArray[np.int64]] = []
     vectors: list[NDArray[np.float32]] = []
@@ -257,12 +255,12 @@ def fill_views(
     indices: NDArray[np.int64],
     views: int,
 ) -> None:
-    """Embed those of `views` views of every image at `indices` that are not stored; processes share the work."""
+    """Embed the missing ones of the first `views` views of the images at `indices`; processes share the work."""
     keys = [images.keys[i] for i in indices]
-    # Process 0 decides: another run may add a shard between two processes' looks at the folder.
+    # Process 0 decides what is missing, since another run may add a shard at any time.
     if not fabric.broadcast(bool(cache.missing(keys, range(views)))):
         cache.refresh()
-        say(f"teacher cache: all {len(keys) * views:,} views are there, no teacher pass needed")
+        say(f"teacher cache: all {len(keys) * views:,} views are cached, no teacher pass needed")
         return
     with cache.filling() if fabric.is_global_zero else contextlib.nullcontext():
         fabric.barrier()
@@ -294,10 +292,10 @@ def caching_teacher(
     indices: NDArray[np.int64],
     policy_id: str,
 ) -> ClipTeacher:
-    """Return the teacher that fills the cache: in bfloat16 where the processor has it and the embeddings stay the same.
+    """Return the teacher that fills the cache, in bfloat16 if the processor supports it and the embeddings agree.
 
-    Embeddings that are cached in float32 already are used. The check is the smallest cosine between the two precisions
-    on the first images; less than `LEAST_COSINE` keeps float32.
+    Existing float32 embeddings are used. The embeddings agree if the smallest cosine between the two precisions on the
+    first images is at least `LEAST_COSINE`.
 
     Args:
         policy_id: identity of the views (`Augmentation.id`).
@@ -361,17 +359,13 @@ def caption_embeddings(fabric: Fabric, teacher: ClipTeacher, captions: Sequence[
 def cached_tensors(
     kind: str, facts: tuple[str, ...], compute: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Return `compute()`, or its result when it was last called for the same `kind` and `facts`.
+    """Return `compute()`, or its cached result for the same `kind` and `facts`.
 
-    Args:
-        kind: what is stored, with the version of how it is computed.
-        facts: everything else that the values depend on.
-
-    Raises:
-        EdgekdError: the cache folder cannot be written.
+    `kind` names what is stored and the version of how it is computed, `facts` everything else that the values depend
+    on.
     """
     path = cache_folder("vl") / f"{kind}-{short_hash(kind, *facts)}.safetensors"
-    with disk_errors(path), FileLock(f"{path}.lock"):  # runs side by side compute once
+    with disk_errors(path), FileLock(f"{path}.lock"):  # parallel runs compute once
         if path.exists():
             try:
                 tensors, written = read_tensors(path, "stored outputs of a network")
@@ -379,7 +373,7 @@ def cached_tensors(
                     return tensors
                 raise EdgekdError(f"{path} holds other numbers than were written.")
             except EdgekdError as error:
-                warn(f"{error.message} It is made again.")
+                warn(f"{error.message} It is computed again.")
         values = compute()
         write_tensors(path, values, {"sha256": tensors_hash(values)})
         return values

@@ -1,7 +1,7 @@
-"""Mixed images: mixup (Zhang et al., ICLR 2018) and CutMix (Yun et al., ICCV 2019), as a function of the step.
+"""Mixup (Zhang et al., ICLR 2018) and CutMix (Yun et al., ICCV 2019) as functions of the step.
 
-The classes of the same name in torchvision and timm draw from a global generator, once a batch, and pair the images of
-one process. Here the pairs are those of the global batch, so a resumed run and any number of processes see the same.
+torchvision and timm draw once per batch from a global generator and pair the images of one process. Here the pairs are
+drawn for the global batch, so that resumed runs and any number of processes mix the same images.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _KEY = 2**33
-"""Keeps these numbers apart from the samplers', whose keys are seeds up to 2³² + 2³¹."""
+"""Offset of the seeds, to differ from those of the samplers, which are up to 2³² + 2³¹."""
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """Which images of a batch are mixed, and how.
+    """Mixing of the images of a batch.
 
     Args:
-        mixup: α; a part from Beta(α, α) of every pixel is the image's own. 0 for none.
-        cutmix: α; a box of a part from Beta(α, α) of the area is the other image's. 0 for none. With both, each image
-            takes one of them, drawn evenly.
-        side: of the views in pixels.
+        mixup: α; the image's own share of every pixel is drawn from Beta(α, α). 0 turns it off.
+        cutmix: α; the area of the partner's box is drawn from Beta(α, α). 0 turns it off. With both, each image uses
+            one of them with equal probability.
+        side: side of the views in pixels.
     """
 
     mixup: float
@@ -35,10 +35,10 @@ class Mixing:
     seed: int
 
     def draw(self, step: int, batch: int) -> tuple[NDArray[np.int64], Tensor]:
-        """Draw for all images of a global batch.
+        """Draw the mixing of a global batch.
 
         Returns:
-            The place of each image's partner, a permutation, int64 `[batch]`; and the part of the own image at every
+            The index of each image's partner (a permutation), int64 `[batch]`, and the share of the own image at every
             pixel, float32 `[batch, 1, S, S]` in 0–1.
         """
         rng = np.random.Generator(np.random.Philox(key=[self.seed + _KEY, step]))
@@ -57,6 +57,6 @@ class Mixing:
         return partners, weights
 
     def _span(self, centre: float, length: float) -> tuple[int, int]:
-        """Return first and last pixel of a span of `length` about `centre` (0–1), cut off at the image's edge."""
+        """Return the pixel range of a span of `length` around `centre` (0–1), clipped to the image."""
         first, last = centre * self.side - length / 2, centre * self.side + length / 2
         return max(0, round(first)), min(self.side, round(last))

@@ -1,10 +1,10 @@
-"""Restyled views: the content stays, the style of half of the student's views changes.
+"""Restyled views: change the style of half of the views and keep their content.
 
-Amplitudes mixed with another image's (Fourier; FACT, Xu et al., CVPR 2021), random convolutions (RandConv, Xu et al.,
-ICLR 2021), line drawings (extended difference of Gaussians, Winnemöller et al. 2012), cartoons (Kuwahara filter,
-posterised, with contours), solarisation. The teacher embeds the same restyled view (consistent targets, as
-MobileCLIP's, Vasu et al., CVPR 2024); of a Fourier mixture, whose partner is drawn from the global batch, it embeds the
-view before. Nothing depends on the number of processes.
+The kinds are mixed amplitudes with another image (Fourier; FACT, Xu et al., CVPR 2021), random convolutions (RandConv,
+Xu et al., ICLR 2021), line drawings (extended difference of Gaussians, Winnemöller et al. 2012), cartoons (Kuwahara
+filter, posterised, with contours) and solarisation. The teacher embeds the same restyled view (consistent targets, as
+in MobileCLIP, Vasu et al., CVPR 2024). For a Fourier mixture, whose partner is drawn from the global batch, the teacher
+embeds the unmixed view. The result does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from edgekd.core.files import short_hash
 KINDS = ("fourier", "convolution", "lines", "paint", "solarise")
 _KERNEL = 7
 _WINDOW = 2 / 64
-"""Side of the windows that a view is flattened by, as a part of its side."""
+"""Side of the windows for flattening, as a fraction of the view's side."""
 _BLURS = (0.5 / 64, 0.8 / 64, 1.3 / 64, 2.1 / 64)
-"""Standard deviations as parts of the view's side; a line drawing subtracts two neighbours."""
+"""Standard deviations as fractions of the view's side; a line drawing subtracts two neighbouring blurs."""
 _PENS = (0.35 / 64, 0.6 / 64, 1 / 64)
-"""Widths of a cartoon's pen: standard deviations of the blur before contours are found, as parts of the view's side."""
+"""Pen widths of cartoons: standard deviations of the blur before edge detection, as fractions of the view's side."""
 _FAINTEST = 0.02
-"""Least change of colour over two pixels that a pen follows."""
+"""Minimum change of colour over two pixels for a contour."""
 
 
 def view_generator(policy_id: str, key: str, view: int) -> np.random.Generator:
@@ -44,46 +44,46 @@ def view_generator(policy_id: str, key: str, view: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class RestylePolicy:
-    """How many views are restyled, and the weights of the kinds, in the order of `KINDS`."""
+    """Fraction of restyled views, and the weights of the kinds in the order of `KINDS`."""
 
     share: float = 0.5
     weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0)
 
     @property
     def id(self) -> str:
-        """16 hex digits that change with any number above, or with the meaning of one."""
+        """Return 16 hex digits that identify the policy and its implementation."""
         return short_hash("restyle-4", repr(sorted(asdict(self).items())))
 
 
 class Restyle(NamedTuple):
-    """How to redraw a batch of views."""
+    """Parameters for restyling a batch of views."""
 
     kinds: NDArray[np.int64]
-    """`[B]`, place in `KINDS`, −1 for a view that stays as it is."""
+    """`[B]`, index in `KINDS`, −1 for an unchanged view."""
     draws: Tensor
-    """Float `[B, 6]` in 0–1: the numbers of each kind."""
+    """Float `[B, 6]` in 0–1: random parameters of each view."""
     kernels: Tensor
     """Float `[n, 3, 3, 7, 7]` of the `n` random convolutions, in order."""
     partners: Tensor
     """uint8 `[m, S, S, 3]`: other images for the `m` Fourier mixtures, in order."""
 
     def for_teacher(self) -> Restyle:
-        """Return the restyling without the kinds whose outcome depends on other images."""
+        """Return the restyling without the kinds that depend on other images."""
         kinds = np.where(self.kinds == KINDS.index("fourier"), -1, self.kinds)
         return self._replace(kinds=kinds)
 
     def rows(self, kind: str) -> Tensor:
-        """Rows of the views of one kind, int64."""
+        """Return the rows of the views of one kind, int64."""
         return torch.from_numpy(np.flatnonzero(self.kinds == KINDS.index(kind)))
 
 
 def restyle_params(
     keys: Sequence[str], views: Sequence[int], policy: RestylePolicy
 ) -> tuple[Restyle, NDArray[np.float64]]:
-    """Draw how view `views[i]` of the image with content hash `keys[i]` is restyled.
+    """Draw the restyling of view `views[i]` of the image with content hash `keys[i]`.
 
     Returns:
-        The restyling, without partners; and for each Fourier mixture a number in 0–1 that chooses its partner.
+        The restyling without partners, and a number in 0–1 per Fourier mixture that selects its partner.
     """
     edges = policy.share * np.cumsum(policy.weights) / sum(policy.weights)
     kinds = np.full(len(keys), -1, dtype=np.int64)
@@ -113,7 +113,7 @@ def restyle_params(
 
 
 def _kernel(rng: np.random.Generator, draw: float) -> NDArray[np.float32]:
-    """A random kernel of 1, 3, 5 or 7 pixels within 7, float `[3, 3, 7, 7]`."""
+    """Return a random kernel of side 1, 3, 5 or 7, zero-padded to float `[3, 3, 7, 7]`."""
     half = int(4 * draw)
     side = 2 * half + 1
     whole = np.zeros((3, 3, _KERNEL, _KERNEL), dtype=np.float32)
@@ -123,14 +123,7 @@ def _kernel(rng: np.random.Generator, draw: float) -> NDArray[np.float32]:
 
 
 def restyle(views: Tensor, how: Restyle) -> Tensor:
-    """Redraw the views whose kind is not −1.
-
-    Args:
-        views: float `[B, 3, S, S]` in 0–1, changed in place.
-
-    Returns:
-        `views`.
-    """
+    """Redraw the views whose kind is not −1, float `[B, 3, S, S]` in 0–1, in place; return them."""
     draws = how.draws.to(views.device)
     for kind in KINDS:
         rows = how.rows(kind).to(views.device)
@@ -180,9 +173,9 @@ def _convolution(own: Tensor, kernels: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _lines(own: Tensor, draws: Tensor) -> Tensor:
-    """Draw dark lines on bright paper, at one of three widths; a fifth keeps its colours under the lines.
+    """Draw dark lines on bright paper, at one of three widths; a fifth of the views keep their colours.
 
-    A quarter of the views are flattened first, which leaves outlines and drops texture.
+    A quarter of the views are flattened first, which keeps outlines and removes texture.
     """
     rows = torch.arange(len(own), device=own.device)
     numbers = draws[:, :, None, None, None]  # [b, 6, 1, 1, 1]
@@ -206,7 +199,7 @@ def _lines(own: Tensor, draws: Tensor) -> Tensor:
 
 
 def _paint(own: Tensor, draws: Tensor) -> Tensor:
-    """Paint as in a cartoon: flat patches of stronger colours, half posterised, three quarters with contours."""
+    """Paint cartoons: flat patches of stronger colours, half of them posterised, three quarters with contours."""
     numbers = draws[:, :, None, None, None]  # [b, 6, 1, 1, 1]
     flat = _flattened(own)
     grey = flat.mean(1, keepdim=True)
@@ -218,12 +211,12 @@ def _paint(own: Tensor, draws: Tensor) -> Tensor:
 
 
 def _contours(own: Tensor, pen: Tensor, blank: Tensor) -> Tensor:
-    """Return ink in 0–1 where colours change most, on 8 to 20 % of each view, float `[b, 1, S, S]`.
+    """Return ink in 0–1 at the strongest edges, on 8 to 20 % of each view, float `[b, 1, S, S]`.
 
-    The threshold is a quantile of the view's own gradients, so that pale and contrasty views get drawings alike.
+    The threshold is a quantile of the view's own gradients, so that it adapts to the contrast.
 
     Args:
-        pen: float `[b]` in 0–1, chooses one of the widths. blank: float `[b]` in 0–1, more leaves more paper.
+        pen: float `[b]` in 0–1, selects one of the widths. blank: float `[b]` in 0–1, larger values give less ink.
     """
     side = own.shape[-1]
     gradient = own.new_empty(len(own), 1, side, side)
@@ -241,7 +234,7 @@ def _contours(own: Tensor, pen: Tensor, blank: Tensor) -> Tensor:
 
 
 def _flattened(own: Tensor) -> Tensor:
-    """Give each pixel the mean of the calmest of the four windows around it (Kuwahara 1976)."""
+    """Give each pixel the mean of the window with the lowest variance among the four around it (Kuwahara 1976)."""
     side = own.shape[-1]
     reach = max(1, round(_WINDOW * side / 2))
     window = 2 * reach + 1

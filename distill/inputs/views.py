@@ -1,9 +1,9 @@
-"""Replayable augmentation: view k of an image is a pure function of the image's content hash, k and the policy.
+"""Reproducible augmentation: view k of an image depends only on the image's content hash, k and the policy.
 
-The same view can therefore be rendered for the student today, for the teacher on another machine tomorrow, and a
-cached teacher embedding belongs to exactly the pixels the student sees. The policy is DomainBed's training
+So the same view can be rendered for the student and for the teacher at different times and on different machines, and
+a cached teacher embedding belongs to exactly the pixels that the student sees. The policy is DomainBed's training
 augmentation (EVALUATION E.1): random resized crop, flip, colour jitter, sometimes grey. Brightness, contrast,
-saturation, hue and grey are all affine in RGB, so a view's colours are one 3×3 matrix and one offset.
+saturation, hue and grey are affine in RGB, so the colours of a view are one 3×3 matrix and one offset.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RGB = np.linalg.inv(_YIQ)
 
 @dataclass(frozen=True)
 class ViewPolicy:
-    """Ranges of a random view. Fractions are of the image's area, of 1.0 (colour) and of a full turn (hue)."""
+    """Ranges of a random view, as fractions of the image's area, of 1.0 (colour) and of a full turn (hue)."""
 
     min_area: float = 0.7
     max_area: float = 1.0
@@ -42,19 +42,19 @@ class ViewPolicy:
 
     @property
     def id(self) -> str:
-        """16 hex digits that change with any number above, or with the meaning of one."""
+        """Return 16 hex digits that identify the policy and its implementation."""
         return short_hash("views-1", repr(sorted(asdict(self).items())))
 
 
 class ViewParams(NamedTuple):
-    """How to cut and colour a batch of views, all float32 on one device."""
+    """Crops and colours of a batch of views, float32 on one device."""
 
     theta: Tensor
     """`[B, 2, 3]` output → input coordinates, for `affine_grid`."""
     colour: Tensor
     """`[B, 3, 3]` RGB matrix."""
     lift: Tensor
-    """`[B]` factor of the view's mean grey that is added to every channel (contrast's other half)."""
+    """`[B]` factor of the view's mean grey that is added to every channel (for contrast)."""
 
 
 def view_params(keys: Sequence[str], views: Sequence[int], policy: ViewPolicy) -> ViewParams:
@@ -99,20 +99,14 @@ def _colour(draw: np.ndarray, policy: ViewPolicy, *, grey: bool) -> tuple[np.nda
     matrix = (_RGB @ rotation @ _YIQ) @ matrix
     if grey:
         matrix = to_grey @ matrix
-    # Saturation, hue and grey keep greys as they are, so contrast's constant passes through them unchanged.
+    # Saturation, hue and grey do not change greys, so the constant of the contrast passes through them unchanged.
     return matrix.astype(np.float32), float((1 - contrast) * brightness)
 
 
 def render(pixels: Tensor, params: ViewParams, size: int) -> Tensor:
-    """Cut and colour views.
+    """Cut and colour views: uint8 `[B, S, S, 3]`, a little larger than `size` → float32 `[B, 3, size, size]` in 0–1.
 
-    Args:
-        pixels: uint8 `[B, S, S, 3]`, squash-resized images a little larger than `size`.
-        params: from `view_params`, on any device.
-        size: side of the square view in pixels.
-
-    Returns:
-        float32 `[B, 3, size, size]` in 0–1, channels-last in memory.
+    The result is channels-last in memory.
     """
     params = ViewParams(*(part.to(pixels.device) for part in params))
     image = pixels.permute(0, 3, 1, 2).float()  # [B, 3, S, S], channels-last
@@ -137,20 +131,20 @@ def plain(pixels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Views, and how some of them are restyled; both for the student and for the teacher's embeddings of them."""
+    """Views and their restyling, for the student and for the teacher."""
 
     policy: ViewPolicy = ViewPolicy()
     restyle: RestylePolicy | None = None
 
     @property
     def id(self) -> str:
-        """Identity of the views whose embeddings are cached together."""
+        """Return the identity of the views, under which embeddings are cached."""
         return short_hash(self.policy.id, self.restyle.id) if self.restyle else self.policy.id
 
     def for_teacher(
         self, pixels: Tensor, keys: Sequence[str], views: Sequence[int], size: int
     ) -> Tensor:
-        """Return views as the teacher embeds them, float32 `[B, 3, size, size]` in 0–1.
+        """Return the views for the teacher, float32 `[B, 3, size, size]` in 0–1.
 
         Args:
             pixels: uint8 `[B, S, S, 3]`. keys, views: content hash and view number of each image.

@@ -1,1 +1,1 @@
-"""The networks of a training: teachers, students, their weights, and layers that train faster."""
+"""Teachers, students, their weights, and layers that train faster."""

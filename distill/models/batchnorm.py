@@ -1,18 +1,17 @@
-"""BatchNorm in training: statistics frozen and folded into convolutions, or recomputed for averaged weights.
+"""BatchNorm in training: statistics frozen and folded into convolutions.
 
-With fixed statistics BatchNorm is one factor and one offset per channel, so `bn(conv(x))` is a convolution with scaled
-weights and a bias: the same numbers, weights and gradients, without reading and writing every activation once more in
-each direction. A mobilenetv3 step at 128 px takes 0.78 of its time (docs/measurements.md). A 1×1 convolution of maps of
-a few pixels (squeeze-and-excite, the layer behind the pooling) is computed as the matrix product that it is: oneDNN
-takes up to six times as long for the convolution. The modules and their parameters stay as they are; only the forward
-pass changes.
+With fixed statistics, BatchNorm is one factor and one offset per channel, so `bn(conv(x))` is a convolution with scaled
+weights and a bias. Outputs and gradients are the same, without reading and writing every activation again. A
+mobilenetv3 step at 128 px takes 0.78 of its time (docs/measurements.md). 1×1 convolutions of maps of a few pixels
+(squeeze-and-excite, the layer after pooling) are computed as matrix products, since oneDNN takes up to six times as
+long for the convolution. Modules and parameters are not changed, only the forward pass.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,18 +20,17 @@ from timm.layers.conv2d_same import conv2d_same
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.optim.swa_utils import update_bn
 
 from edgekd.distill.models.depthwise import depthwise_conv2d, is_depthwise
 
 Fold = tuple[nn.Conv2d, nn.BatchNorm2d | None]
-"""A convolution, and the BatchNorm behind it that goes into its weights; None for a matrix product without one."""
+"""A convolution and the BatchNorm to fold into its weights, or None for a matrix product without BatchNorm."""
 _FEW_PIXELS = 9
 """Pixels of a map up to which a matrix product is faster than oneDNN's 1×1 convolution, in either precision."""
 
 
 def training_mode(model: nn.Module, *, frozen_bn: bool) -> None:
-    """Set training mode; with `frozen_bn`, BatchNorm keeps its statistics, also in parts that do not train."""
+    """Set training mode; with `frozen_bn`, BatchNorm keeps its statistics, also in frozen parts."""
     model.train()
     if frozen_bn:
         for module in model.modules():
@@ -40,27 +38,14 @@ def training_mode(model: nn.Module, *, frozen_bn: bool) -> None:
                 module.eval()
 
 
-def recompute_statistics(model: nn.Module, views: Iterable[Tensor]) -> None:
-    """Recompute BatchNorm statistics of averaged weights, in place: the averaged ones are of other weights.
-
-    Args:
-        views: batches, float `[B, 3, S, S]` in 0–1.
-    """
-    with torch.no_grad():
-        update_bn(views, model)
-
-
 def find_folds(model: nn.Module, example: Tensor) -> list[Fold]:
-    """Find the convolutions of `model` whose output one frozen BatchNorm reads, and nothing else, and matrix products.
+    """Find the convolutions whose output one frozen BatchNorm reads, and nothing else, and matrix products.
 
-    Args:
-        example: any input of `model`; a forward pass in eval mode shows which module reads which output.
-
-    Returns:
-        Pairs for `folded`; none where folding would change the output.
+    A forward pass of `example`, any input, shows which module reads which output. Returns none where folding would
+    change the output.
     """
     made: dict[int, nn.Conv2d] = {}
-    alive: list[Tensor] = []  # a freed output could lend its id to another
+    alive: list[Tensor] = []  # the id of a freed output could be reused
     calls: dict[nn.Module, int] = {}
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
     matrices: list[nn.Conv2d] = []
@@ -99,12 +84,12 @@ def find_folds(model: nn.Module, example: Tensor) -> list[Fold]:
     ]
     taken = {conv for conv, _ in folds}
     folds += [(conv, None) for conv in dict.fromkeys(matrices) if conv not in taken]
-    # Another module may read the convolution's output, between the two or past the BatchNorm.
+    # Another module may use the output of the convolution, between the two or after the BatchNorm.
     with torch.no_grad(), folded(folds):
         after = model(example)
     model.train(was_training)
     reach = float(before.abs().max())
-    # With weights that are not finite nothing can be compared; the first step's loss stops the run.
+    # Outputs of weights that are not finite cannot be compared; the loss of the first step stops such a run.
     same = math.isfinite(reach) and torch.allclose(before, after, rtol=1e-3, atol=1e-4 * reach)
     return folds if same else []
 
@@ -115,10 +100,10 @@ def _is_fixed(norm: Any) -> bool:
 
 @contextlib.contextmanager
 def folded(folds: list[Fold]) -> Iterator[None]:
-    """Within the block a forward pass skips these BatchNorms and scales their convolutions' weights instead.
+    """Within the block, forward passes skip these BatchNorms and scale the weights of their convolutions instead.
 
-    1×1 convolutions of small maps are computed as matrix products. The BatchNorms must be in eval mode there. Gradients
-    reach all four parameters.
+    1×1 convolutions of small maps are computed as matrix products. The BatchNorms must be in eval mode. All four
+    parameters get their gradients.
     """
     try:
         for conv, norm in folds:
@@ -134,7 +119,7 @@ def folded(folds: list[Fold]) -> Iterator[None]:
 
 
 def _faster(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> Callable[[Tensor], Tensor]:
-    """The convolution with the BatchNorm's factors in its weights, by the fastest way there is."""
+    """Return the fastest implementation of the convolution with the BatchNorm's factors in its weights."""
     on_cpu = conv.weight.device.type == "cpu"
 
     def forward(x: Tensor) -> Tensor:
@@ -165,13 +150,13 @@ def _faster(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> Callable[[Tensor], 
 
 
 def _is_matrix(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Return whether `conv` of `x` `[B, C, H, W]` is one matrix product, and few pixels make it the faster way."""
+    """Return whether `conv` of `x` `[B, C, H, W]` is a matrix product, and faster as one because of few pixels."""
     plain = conv.kernel_size == conv.stride == (1, 1) and conv.padding in ("valid", "same", (0, 0))
     return plain and conv.groups == 1 and x.shape[2] * x.shape[3] <= _FEW_PIXELS
 
 
 def _activated(norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
-    """What remains of timm's BatchNorm: its dropout and activation."""
+    """Return the remaining parts of timm's BatchNorm: dropout and activation."""
 
     def forward(x: Tensor) -> Tensor:
         activated: Tensor = norm.act(norm.drop(x)) if isinstance(norm, BatchNormAct2d) else x

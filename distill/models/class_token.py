@@ -1,4 +1,4 @@
-"""open_clip's vision transformers, computing only what the class token's embedding depends on."""
+"""Faster vision transformers of open_clip that compute only the class token's embedding."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 
 def only_class_token(encoder: nn.Module) -> None:
-    """Leave out, in place, what the last block computes for patches; the embedding stays the same.
+    """Remove, in place, the computations of the last block for patches, without changing the embedding.
 
-    This saves about 1/14 of ViT-B/32. The projection of patches becomes one matrix product, which is faster than
-    torch's convolution in bfloat16. Encoders of other kinds, and those that pool patches, do not change.
+    This saves about 1/14 of ViT-B/32. The projection of patches becomes a matrix product, which is faster than torch's
+    convolution in bfloat16. Other encoders, and those that pool patches, are not changed.
     """
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
@@ -30,7 +30,7 @@ def only_class_token(encoder: nn.Module) -> None:
 
 
 class _LastBlock(nn.Module):
-    """A residual attention block in which the class token alone attends to all tokens."""
+    """A residual attention block in which only the class token attends to all tokens."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
 """Depthwise convolutions whose backward pass is fast on a CPU.
 
-oneDNN computes the weight gradient of a depthwise kernel up to 3×3 with a kernel of its own and larger ones by its
-reference, some twenty times slower; in bfloat16 the strided ones as well. Here a larger kernel's gradient is put
-together from those of its 3×3 parts, and strided ones are computed in float32. The reference is slowest where a strided
-kernel leaves a few pixels: there the output's gradient is spread to what it is of a kernel without stride. The
-gradients are the same numbers.
+oneDNN has a fast weight gradient for depthwise kernels up to 3×3. For larger kernels, and for strided ones in bfloat16,
+it uses a reference implementation that is about twenty times slower. Here the gradient of a larger kernel is composed
+from those of its 3×3 parts, and strided ones are computed in float32. The reference is slowest for strided kernels with
+few output pixels, for which the output gradient is expanded to that of a kernel without stride. The gradients are the
+same.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch.nn.functional import conv2d, pad
 
 Pair = tuple[int, ...]
 _PART = 3
-"""Side of the kernels that oneDNN is fast at."""
+"""Side of the kernels for which oneDNN is fast."""
 _FEW = 4
-"""Pixels of an output, of which a strided kernel's gradient is spread."""
+"""Output pixels up to which the gradient of a strided kernel is expanded."""
 
 
 def is_depthwise(conv: nn.Conv2d) -> bool:
@@ -35,7 +35,7 @@ def is_depthwise(conv: nn.Conv2d) -> bool:
 def depthwise_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor, stride: Pair, padding: Pair
 ) -> Tensor:
-    """`conv2d` with one kernel per channel, float `[B, C, H, W]` and `[C, 1, k, k]`; in autocast's dtype under it."""
+    """Compute `conv2d` with one kernel per channel, float `[B, C, H, W]` and `[C, 1, k, k]`, in autocast's dtype."""
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
@@ -86,7 +86,7 @@ def _gradients(
     padding: Pair,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, weight and bias, as torch computes them."""
+    """Return the gradients of input, weight and bias as computed by torch."""
     channels = len(weight)
     found: tuple[Tensor | None, Tensor | None, Tensor | None]
     found = torch.ops.aten.convolution_backward(
@@ -96,7 +96,7 @@ def _gradients(
 
 
 def _spread(ctx: Any, out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Gradient of the output that the kernel would have without its stride: zero where the stride leaves pixels out."""
+    """Return the output gradient of the kernel without its stride, zero at the skipped pixels."""
     side, (high, wide), (down, right) = weight.shape[-1], ctx.padding, ctx.stride
     rows, columns = x.shape[2] + 2 * high - side + 1, x.shape[3] + 2 * wide - side + 1
     whole = out.new_zeros(*out.shape[:2], rows, columns).to(memory_format=torch.channels_last)
@@ -105,7 +105,8 @@ def _spread(ctx: Any, out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _weight_gradient(ctx: Any, out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Gradient `[C, 1, k, k]` of an unstrided kernel from its 3×3 parts, each over its own window of the input."""
+    """Return the gradient `[C, 1, k, k]` of an unstrided kernel from its 3×3 parts, each over its window of the
+    input."""
     side, (high, wide) = weight.shape[-1], ctx.padding
     padded = pad(x, [wide, wide, high, high])
     whole, part = torch.empty_like(weight), weight.new_empty(len(weight), 1, _PART, _PART)

@@ -1,4 +1,4 @@
-"""Weights in a folder for machines without a network: `edgekd fetch` writes them, `--weights-dir` reads them."""
+"""Folders of weights for offline machines, written by `edgekd fetch` and read by `--weights-dir`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edgekd.distill.models.students import TEACHER_ENCODER, make_student, timm_n
 from edgekd.distill.models.teachers import ClipTeacher, load_teacher
 
 if TYPE_CHECKING:
-    from edgekd.configs.fetch import FetchConfig
+    from edgekd.configs.models import FetchConfig
 
 _LOCAL = ("toy", "local-dir:", "embeddings:")
 
@@ -36,7 +36,7 @@ def fetch(config: FetchConfig) -> list[Path]:
         teacher = load_teacher(config.teacher)
         if not isinstance(teacher, ClipTeacher):
             raise EdgekdError(
-                f"{config.teacher} is a file already.", "Copy it, and name it there: --teacher."
+                f"{config.teacher} is already a local file.", "Copy it, and use it with --teacher."
             )
         folder = teacher_folder(config.to, config.teacher)
         written.append(folder)
@@ -53,19 +53,15 @@ def fetch(config: FetchConfig) -> list[Path]:
                 if not all(torch.equal(again[key], tensor) for key, tensor in weights.items()):
                     path.unlink()
                     raise EdgekdError(
-                        f"The copy of {name} does not hold its weights.", "Try again."
+                        f"The copy of {name} does not have its weights.", "Try again."
                     )
     return written
 
 
 def from_weights_dir(config: TrainConfig, *, toy: bool) -> dict[str, Any]:
-    """Return the settings that take teacher and student from `config.weights_dir`.
+    """Return the settings that take teacher and student from `config.weights_dir`; if it lacks them: `EdgekdError`.
 
-    Args:
-        toy: the data are built in, and the student then does not come from a hub unless `pretrained` is set.
-
-    Raises:
-        EdgekdError: the folder lacks one of them.
+    On `toy` data the student does not come from a hub unless `pretrained` is set.
     """
     if config.weights_dir is None:
         return {}
@@ -86,7 +82,7 @@ def from_weights_dir(config: TrainConfig, *, toy: bool) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def hint_of(config: TrainConfig) -> Iterator[None]:
-    """Name teacher and student of `config` in the hint of weights that cannot be fetched."""
+    """Add teacher and student of `config` to the hint of download errors."""
     try:
         yield
     except NoNetwork as error:
@@ -95,19 +91,19 @@ def hint_of(config: TrainConfig) -> Iterator[None]:
 
 
 def teacher_folder(folder: Path, spec: str) -> Path:
-    """Return where a teacher is in a folder of weights."""
+    """Return the path of a teacher in a folder of weights."""
     return folder / re.sub(r"[^\w.-]+", "-", spec)
 
 
 def student_file(folder: Path, name: str) -> Path:
-    """Return where a student's first weights lie in a folder of weights."""
+    """Return the path of a student's initial weights in a folder of weights."""
     return folder / f"{timm_name(name)}.safetensors"
 
 
 def _is_there(path: Path) -> bool:
-    """Return whether `path` exists; it is kept then, since it may be the user's own."""
+    """Return whether `path` exists; existing files are kept, since they may be the user's."""
     if os.path.lexists(path):
-        say(f"{path} is there already and stays as it is.")
+        say(f"{path} exists already and is kept.")
         return True
     return False
 
@@ -115,13 +111,13 @@ def _is_there(path: Path) -> bool:
 def _check_there(path: Path, name: str, folder: Path) -> None:
     if not path.exists():
         raise EdgekdError(
-            f"{folder} does not hold the weights of {name}.",
+            f"{folder} does not have the weights of {name}.",
             f"Write them on a machine with a network: edgekd fetch TEACHER STUDENT --to {folder.name}",
         )
 
 
 def _write_teacher(teacher: ClipTeacher, folder: Path) -> None:
-    """Write an open_clip model folder, and check its embeddings: open_clip does not write down all settings."""
+    """Write an open_clip model folder, and check its embeddings, since open_clip does not save all settings."""
     import open_clip
 
     name, _, tag = teacher.spec.partition(":")
@@ -151,6 +147,6 @@ def _write_teacher(teacher: ClipTeacher, folder: Path) -> None:
     )
     if not same:
         raise EdgekdError(
-            f"The copy of {teacher.spec} does not give its embeddings.",
-            "Copy the model's own folder instead, and name it: --teacher local-dir:FOLDER.",
+            f"The copy of {teacher.spec} does not give the same embeddings.",
+            "Copy the model's own folder instead, and use --teacher local-dir:FOLDER.",
         )

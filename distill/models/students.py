@@ -1,4 +1,4 @@
-"""The students: any timm model by name, with weights from the hub, a file or none; or the teacher's own encoder."""
+"""Students: any timm model, with weights from the hub, a file or random ones, or the teacher's image encoder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Pretrained = Literal["hub", "scratch", "toy"]
 Projector = Literal["linear", "mlp", "mlp-gelu", "none"]
 
 TEACHER_ENCODER = "teacher"
-"""The student's name when it is a copy of the teacher's image encoder."""
+"""Name of the student that is a copy of the teacher's image encoder."""
 
 FRIENDLY = {
     "mobilenetv3": "mobilenetv3_large_100",
@@ -41,19 +41,13 @@ FRIENDLY = {
 }
 
 RESERVED = (
-    "num_classes",
-    "in_chans",
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "checkpoint_path",
-    "cache_dir",
-)
+    "num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
+)  # fmt: skip
 """Arguments of `timm.create_model` that edgekd sets itself, or that would load weights beside its own checks."""
 
 
 def timm_name(student: str) -> str:
-    """Return timm's name, `mobilenetv3` → `mobilenetv3_large_100`. Unknown names raise with the closest one."""
+    """Return timm's name, `mobilenetv3` → `mobilenetv3_large_100`; raise `EdgekdError` for an unknown name."""
     name = FRIENDLY.get(student, student)
     if not timm.is_model(name):
         raise EdgekdError(
@@ -64,17 +58,17 @@ def timm_name(student: str) -> str:
 
 
 class Student(nn.Module):
-    """Backbone, then a projector into the teacher's space (text head), a linear classifier, or one behind the other.
+    """A backbone, followed by a projector to the teacher's space (text head), a linear classifier, or both.
 
     Args:
         backbone: timm model with `num_classes=0`, float `[B, 3, S, S]` → `[B, d]`.
         features: d.
         dim: the teacher's D for a text head, else None.
-        classes: number of classes for a linear head, else None. With `dim` as well, the head's rows are class vectors
-            in the teacher's space that train.
-        preprocess: whose mean and std the student normalises with.
-        projector: `linear`, `mlp` (a hidden layer of width d and a ReLU before it), `mlp-gelu`, or `none` for a
-            backbone whose features are already in the teacher's space.
+        classes: number of classes for a linear head, else None. With `dim`, the rows of the head are trained class
+            vectors in the teacher's space.
+        preprocess: preprocessing, with the mean and std for normalisation.
+        projector: `linear`, `mlp` (with a hidden layer of width d and a ReLU), `mlp-gelu`, or `none` for a backbone
+            whose features are already in the teacher's space.
     """
 
     mean: Tensor
@@ -102,43 +96,43 @@ class Student(nn.Module):
         self.preprocess = preprocess
         self.register_buffer("mean", torch.tensor(preprocess.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std)[:, None, None], persistent=False)
-        # Factor on the raw scores that makes their softmax calibrated on ID validation; fitted after training.
+        # Factor on the raw scores that calibrates their softmax on ID validation, fitted after training.
         self.register_buffer("scale", torch.ones(()))
 
     @property
     def embeds(self) -> bool:
-        """Whether `forward` returns embeddings in the teacher's space, and not logits."""
+        """Return whether `forward` returns embeddings in the teacher's space rather than logits."""
         return self.projector is not None or self.head is None
 
     @property
     def body(self) -> nn.Module:
-        """Everything before the last linear layer: normalised pixels → float `[B, d]`."""
+        """Return the module before the last linear layer: normalised pixels → float `[B, d]`."""
         return nn.Sequential(self.backbone, self.neck) if self.neck is not None else self.backbone
 
     def normalised(self, views: Tensor) -> Tensor:
         """Normalise views `[B, 3, S, S]` in 0–1 with the student's own statistics."""
-        # In place: one batch of floats less to allocate at every step.
+        # In place, to avoid allocating another batch of floats.
         return (views - self.mean).div_(self.std)
 
     def forward(self, views: Tensor) -> Tensor:
-        """Float `[B, 3, S, S]` in 0–1 → embedding `[B, D]` where it `embeds`, else logits `[B, C]`."""
+        """Float `[B, 3, S, S]` in 0–1 → embedding `[B, D]` if it `embeds`, else logits `[B, C]`."""
         return self.above(self.backbone(self.normalised(views)))
 
     def above(self, features: Tensor) -> Tensor:
-        """The backbone's features `[B, d]` → what `forward` returns."""
+        """Return the output of `forward` for the backbone's features `[B, d]`."""
         if self.neck is not None:
             features = self.neck(features)
         last = self.projector if self.projector is not None else self.head
         return features if last is None else last(features)
 
     def classify(self, out: Tensor) -> Tensor:
-        """What `forward` returned → the trained head's logits `[B, C]`."""
+        """Return the trained head's logits `[B, C]` for the output of `forward`."""
         return self.head(out) if self.embeds and self.head is not None else out
 
     def scores(self, views: Tensor, bank: Tensor | None) -> Tensor:
         """Return class scores, float `[B, C]`: `scale · s·T`, or `scale ·` the trained head's logits.
 
-        `s` is not normalised: the product folds into one layer and has the cosine head's argmax (METHODS §9.4).
+        `s` is not normalised, so the product folds into one layer and has the argmax of the cosine head (METHODS §9.4).
         """
         out = self(views).float()
         text_head = self.embeds and self.head is None and bank is not None
@@ -159,17 +153,17 @@ def make_student(
     """Build a student.
 
     Args:
-        student: friendly or timm name (a timm `name.tag` picks the weights).
-        pretrained: `hub` downloads timm's weights; `toy` loads the ones shipped for the toy images; `scratch` starts
-            from random ones. Ignored with `weights`.
-        weights: safetensors or torch file with this architecture's parameters; loaded without running any code.
+        student: short or timm name (a timm `name.tag` selects the weights).
+        pretrained: `hub` downloads timm's weights, `toy` loads those shipped for the toy images, and `scratch` uses
+            random ones. Ignored with `weights`.
+        weights: safetensors or torch file with this architecture's parameters, loaded without running any code.
         options: further arguments of `timm.create_model`.
         size: input side in pixels; None for the model's own.
         dim: D for a text head. classes: C for a linear head, with `dim` for one on embeddings.
         projector: layers from the features to D.
 
     Raises:
-        EdgekdError: unknown name or option, hub out of reach, weights that do not fit.
+        EdgekdError: a name or option is unknown, the hub cannot be reached, or the weights do not match.
     """
     name = timm_name(student)
     if weights is None and pretrained == "toy":
@@ -215,7 +209,7 @@ def _timm_arguments(name: str, options: Mapping[str, Any], size: int | None) -> 
 def _create(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **arguments)
-    except Exception as error:  # whatever the architecture raises for arguments it does not take
+    except Exception as error:  # architectures raise anything for unknown arguments
         raise EdgekdError(
             f"{name} cannot be built with {dict(arguments)} ({first_line(error)}).",
             "Check its tag, --size and student_options.",
@@ -227,7 +221,7 @@ def _from_hub(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     prefer_local_cache()
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, **arguments)
-    except Exception as error:  # the hub's client, safetensors and timm raise their own kinds
+    except Exception as error:  # the hub's client, safetensors and timm raise their own errors
         if hub_reachable():
             raise EdgekdError(
                 f"The pretrained weights of {name} could not be loaded ({first_line(error)}).",
@@ -249,7 +243,7 @@ def _preprocess(backbone: nn.Module, name: str, size: int | None) -> Preprocess:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise EdgekdError(
-            f"{name} takes no RGB images as timm describes it ({first_line(error)}).",
+            f"{name} does not take RGB images ({first_line(error)}).",
             "Choose another student: edgekd list students.",
         ) from error
 
@@ -261,7 +255,7 @@ def _feature_count(
     """Run the backbone once and return the length d of its feature vector."""
     try:
         found = backbone(torch.zeros(2, 3, preprocess.size, preprocess.size))
-    except Exception as error:  # whatever the architecture raises
+    except Exception as error:  # architectures raise anything
         raise EdgekdError(
             f"{name} cannot take {preprocess.size} px images ({first_line(error)}).",
             f"Leave --size out, or use {backbone.pretrained_cfg['input_size'][-1]}.",  # type: ignore[index]
@@ -277,7 +271,7 @@ def _feature_count(
 
 
 def toy_weights(student: str) -> Path | None:
-    """Return the file shipped with first weights for the toy images (scripts/make_toy_student.py), if there is one."""
+    """Return the shipped file of initial weights for the toy images (scripts/make_toy_student.py), if there is one."""
     folder = Path(str(importlib.resources.files("edgekd.data.toy.student")))
     path = folder / f"{timm_name(student)}.safetensors"
     return path if path.is_file() else None
@@ -286,19 +280,15 @@ def toy_weights(student: str) -> Path | None:
 def encoder_student(
     teacher: Teacher | None, *, classes: int | None = None, size: int | None = None
 ) -> Student:
-    """Build a student that starts as a copy of the teacher's image encoder, its own projection included.
+    """Build a student that is a copy of the teacher's image encoder, including its projection.
 
-    For self-distillation (VL2V-SD) and fine-tuning of CLIP itself.
-
-    Args:
-        teacher: must be a model and not a file of embeddings.
-        classes: C for a linear classifier on the embeddings; None for the text head, without any projector.
-        size: must be the teacher's own, or None.
+    For self-distillation (VL2V-SD) and fine-tuning of CLIP itself. With `classes` it has a linear classifier on the
+    embeddings, else the text head without any projector; `size` must be the teacher's own, or None.
     """
     if not isinstance(teacher, ClipTeacher):
         raise EdgekdError(
-            f"The student {TEACHER_ENCODER} is a copy of the teacher's image encoder, and this run has no such model.",
-            "Name a teacher that is a model, and a recipe that uses it.",
+            f"The student {TEACHER_ENCODER} is a copy of the teacher's image encoder, and this run has none.",
+            "Use a teacher model, and a recipe with a teacher.",
         )
     own = teacher.preprocess.size
     if isinstance(teacher.preprocess, FramedPreprocess):
@@ -329,7 +319,7 @@ def encoder_student(
 
 @torch.no_grad()
 def interpolate_with_teacher(student: Student, teacher: ClipTeacher, part: float) -> None:
-    """WiSE-FT (Wortsman et al., CVPR 2022): `part` · fine-tuned + (1 − `part`) · CLIP's own weights, in place."""
+    """Apply WiSE-FT (Wortsman et al., CVPR 2022): `part` · fine-tuned + (1 − `part`) · original weights, in place."""
     start = cast(nn.Module, teacher.model.visual).state_dict()
     for name, value in student.backbone.state_dict().items():
         if value.is_floating_point():
@@ -340,8 +330,8 @@ def interpolate_with_teacher(student: Student, teacher: ClipTeacher, part: float
 def fit_scale(scores: Tensor, targets: Tensor) -> float:
     """Return the factor on raw scores with the least cross-entropy (temperature scaling, Guo et al. 2017).
 
-    The loss is unimodal in ln(factor). Targets are smoothed by 1/(N+2) as in Platt 1999; otherwise the best factor for
-    a validation set without a mistake would be infinite.
+    The loss is unimodal in ln(factor). Targets are smoothed by 1/(N+2) as in Platt 1999, since the best factor for a
+    validation set without errors would otherwise be infinite.
 
     Args:
         scores: float `[N, C]`.

@@ -1,4 +1,4 @@
-"""The teachers: anything open_clip can build, a vendor's precomputed embeddings, and the toy teacher in the package.
+"""Teachers: open_clip models, precomputed embeddings, and the toy teacher in the package.
 
 A spec names a teacher: `toy`, `ViT-B-32:laion2b_s34b_b79k` (open_clip's name:tag), `hf-hub:ORG/MODEL`,
 `local-dir:FOLDER`, or `embeddings:FILE.npz`.
@@ -47,17 +47,17 @@ class ClipTeacher:
     model: nn.Module
     tokenizer: Any
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the image encoder; texts are always embedded in float32."""
+    """Precision of the image encoder; texts are always embedded in float32."""
 
     @property
     def cache_id(self) -> str:
-        """Identity of its image embeddings: weights, preprocessing, and the precision they are computed in."""
+        """Return the identity of the image embeddings: weights, preprocessing, and precision."""
         return self.id if self.precision == "fp32" else f"{self.id}-{self.precision}"
 
     def in_bfloat16(self) -> ClipTeacher:
         """Return the same teacher with an image encoder whose weights are converted to bfloat16 once.
 
-        It computes no tokens of patches (see `only_class_token`), so it serves for embeddings alone.
+        It computes no patch tokens (see `only_class_token`), so it can only be used for embeddings.
         """
         model = copy.copy(self.model)
         encoder = copy.deepcopy(self.model.get_submodule("visual")).to(torch.bfloat16)
@@ -67,7 +67,7 @@ class ClipTeacher:
 
     @torch.inference_mode()
     def embed_images(self, views: Tensor) -> Tensor:
-        """Float `[B, 3, H, W]` in 0–1, resized to the teacher's own shape → float32 `[B, D]`, not normalised."""
+        """Float `[B, 3, H, W]` in 0–1 (resized to the teacher's input) → float32 `[B, D]`, not normalised."""
         shape = self.preprocess.shape
         if tuple(views.shape[-2:]) != shape:
             views = interpolate(views, size=shape, mode="bicubic", antialias=True).clamp(0, 1)
@@ -100,8 +100,8 @@ class ClipTeacher:
         """Return one unit vector per class, averaged over the templates and the class's descriptions, if any.
 
         Args:
-            descriptions: class → sentences; others than `classes` are ignored.
-            warns: warn where prompts are longer than the model reads.
+            descriptions: class → sentences; other classes are ignored.
+            warns: whether to warn of truncated prompts.
         """
         prompts = [
             prompts_of(name, templates, (descriptions or {}).get(name, ())) for name in classes
@@ -123,9 +123,9 @@ class ClipTeacher:
 
 @dataclass(frozen=True)
 class EmbeddingsTeacher:
-    """A black box: embeddings computed elsewhere, one per image, and one text vector per class.
+    """Precomputed embeddings: one vector per image, and one text vector per class.
 
-    The file is an `.npz` with `image_ids` (str `[N]`, as `edgekd` prints them: path inside the data folder),
+    The file is an `.npz` with `image_ids` (str `[N]`, paths inside the data folder),
     `image_vectors` (float `[N, D]`), `class_names` (str `[C]`), `text_vectors` (float `[C, D]`) and optionally
     `logit_scale`. With one embedding per image, every augmented view has its image's embedding as target.
     """
@@ -164,7 +164,7 @@ class EmbeddingsTeacher:
         if descriptions is not None:
             raise EdgekdError(
                 "Precomputed text vectors cannot include descriptions.",
-                "Put them into the file's own text vectors, or name a real teacher.",
+                "Include them in the file's text vectors, or use a teacher model.",
             )
         names = {readable(name): vector for name, vector in self.texts.items()}
         missing = [name for name in classes if readable(name) not in names]
@@ -182,10 +182,9 @@ Teacher = ClipTeacher | EmbeddingsTeacher
 
 
 def load_teacher(spec: str) -> Teacher:
-    """Build the teacher a spec names, on the CPU, in evaluation mode.
+    """Load the teacher of a spec, on the CPU, in evaluation mode.
 
-    Raises:
-        EdgekdError: unknown name (with the closest known one), missing or unreadable files, no network for a hub name.
+    An unknown name, missing or unreadable files, and no network for a hub name are an `EdgekdError`.
     """
     kind, colon, rest = spec.partition(":")
     if spec == "toy":
@@ -256,7 +255,7 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
         logit_scale = float(model.logit_scale.detach().exp())
     except EdgekdError:
         raise
-    except Exception as error:  # open_clip, timm and transformers raise their own kinds
+    except Exception as error:  # open_clip, timm and transformers raise their own errors
         if not name.startswith("local-dir:") and not hub_reachable():
             raise NoNetwork(f"The teacher {spec}", teacher=spec) from error
         raise EdgekdError(
@@ -286,7 +285,7 @@ def _below_error(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def _errors_raised_alone() -> Iterator[None]:
-    """Drop errors of the root logger, where open_clip logs what it raises as well."""
+    """Drop errors of the root logger, since open_clip also logs the errors that it raises."""
     logging.getLogger().addFilter(_below_error)
     try:
         yield
@@ -304,12 +303,12 @@ def _tokenizer_options(spec: str, config: Mapping[str, Any]) -> dict[str, bool]:
             f"The tokenizer of {spec} needs the package transformers, which is not installed.",
             'Install it: pip install "edgekd[siglip]".',
         )
-    # A config from elsewhere may request code that lies beside it.
+    # A config may request code in its folder.
     return {"trust_remote_code": False} if texts.get("hf_tokenizer_name") else {}
 
 
 def _refuse_sizes(spec: str, config: Mapping[str, Any]) -> None:
-    """Refuse numbers above those of any published model, which would fill the memory with layers."""
+    """Refuse sizes above those of any published model, which would exhaust the memory."""
     for key, value in config.items():
         if isinstance(value, dict):
             _refuse_sizes(spec, value)
@@ -336,10 +335,10 @@ def _probe_dim(spec: str, model: Any, tokenizer: Any, preprocess: Preprocess) ->
     for what, probe in probes.items():
         try:
             found = probe()
-        except Exception as error:  # whatever the architecture raises
+        except Exception as error:  # architectures raise anything
             raise EdgekdError(
                 f"The {what} fails ({first_line(error)}).",
-                "The model's config, weights and tokenizer do not fit together: take them from one source.",
+                "The model's config, weights and tokenizer do not match; take them from one source.",
             ) from error
         if not isinstance(found, Tensor) or found.ndim != 2 or not found.isfinite().all():
             raise EdgekdError(
@@ -379,7 +378,7 @@ def _embeddings_teacher(spec: str, path: Path) -> EmbeddingsTeacher:
         or (len(images), len(classes)) != (len(vectors), len(texts))
     ):
         raise EdgekdError(
-            f"The arrays in {path} do not fit together: images {vectors.shape} for ids {images.shape}, "
+            f"The arrays in {path} do not match: images {vectors.shape} for ids {images.shape}, "
             f"texts {texts.shape} for names {classes.shape}.",
             "image_vectors is [N, D] for N image_ids, text_vectors [C, D] for C class_names, logit_scale one number.",
         )

@@ -1,4 +1,4 @@
-"""Weights files of the user's own: plain tensors, timm's and Lightning's checkpoints, wrapped or compiled models."""
+"""Load users' weights files: plain tensors, checkpoints of timm and Lightning, wrapped or compiled models."""
 
 from __future__ import annotations
 
@@ -19,20 +19,18 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.tensors import read_tensors, read_torch
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Where training programs keep the weights in their checkpoint, in timm's order: averaged weights first."""
+"""Keys of the weights in checkpoints, in timm's order: averaged weights first."""
 _PREFIXES = ("_orig_mod.", "module.", "model.")
-"""Of torch.compile, DistributedDataParallel and Lightning."""
+"""Prefixes of torch.compile, DistributedDataParallel and Lightning."""
 _COUNTER = "num_batches_tracked"
-"""BatchNorm's count of steps; files from before it existed lack it."""
+"""BatchNorm's count of steps, which old files do not have."""
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors or torch file by name, without running any code in it.
 
-    A torch file may hold settings beside the tensors, as timm's and Lightning's checkpoints do.
-
-    Raises:
-        EdgekdError: no such file, damaged, pickled code in it, or no tensors by name.
+    A torch file may hold settings beside the tensors, as timm's and Lightning's checkpoints do. No such file, a damaged
+    one, pickled code in it, and no tensors by name are an `EdgekdError`.
     """
     hint = "--student-weights takes safetensors or a torch state dict."
     if path.suffix == ".safetensors":
@@ -45,12 +43,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()
     ):
-        raise EdgekdError(f"{path} holds no state dict.", "It must map parameter names to tensors.")
+        raise EdgekdError(f"{path} has no state dict.", "It must map parameter names to tensors.")
     return dict(loaded)
 
 
 def _settings_types() -> list[Any]:
-    """Types of settings in checkpoints of timm, Lightning and plain loops; building one runs no code of the file."""
+    """Return the types of settings in checkpoints of timm, Lightning and plain loops, which are safe to unpickle."""
     scalar = np.float64(0).__reduce__()[0]
     return [
         argparse.Namespace,
@@ -69,20 +67,13 @@ def load_backbone(
     path: Path,
     classifier: Callable[[], nn.Module],
 ) -> None:
-    """Load a checkpoint of a timm model, with or without its classifier, into the model without one.
+    """Load a checkpoint of a timm model, with or without classifier, into the model without classifier.
 
     Names may carry the prefix of a wrapper (`module.`, `_orig_mod.`, any attribute of a Lightning module). Where they
     or their shapes are not timm's own, the family's `checkpoint_filter_fn` translates them, which also resamples a
-    ViT's position embedding for another input size.
-
-    Args:
-        backbone: built with `num_classes=0`.
-        state: tensors by name.
-        path: for messages.
-        classifier: builds the same architecture with a classifier, whose further names may be in the file.
-
-    Raises:
-        EdgekdError: parameters are missing, unknown, or of another shape; two sets of weights fit.
+    ViT's position embedding for another input size. `classifier` builds the same architecture with a classifier, whose
+    further names may be in the file; `path` is for messages. Parameters that are missing, unknown or of another shape,
+    and two sets of weights that fit, are an `EdgekdError`.
     """
     own = backbone.state_dict()
     with torch.device("meta"):
@@ -104,14 +95,14 @@ def load_backbone(
     raise EdgekdError(
         f"{path} is not a {name}: {len(missing)} parameters missing, {len(extra)} unknown, {len(wrong)} of another "
         f"shape (for example {(wrong or missing or extra)[0]}).",
-        "Give the weights of this very architecture with timm's parameter names.",
+        "Give the weights of this architecture with timm's parameter names.",
     )
 
 
 def _unwrapped(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path
 ) -> dict[str, Tensor]:
-    """The tensors under the prefix where the model's own names are, without it; what lies elsewhere is dropped."""
+    """Return the tensors under the prefix of the model's names, without the prefix; drop the others."""
     places = collections.Counter(
         name[: len(name) - len(rest)] for name in state for rest in _endings(name) if rest in own
     )
@@ -120,8 +111,8 @@ def _unwrapped(
     if len(whole) > 1 and "" not in whole:
         names = " and ".join(f'"{prefix}"' for prefix in sorted(whole))
         raise EdgekdError(
-            f"{path} holds {len(whole)} sets of weights that fit, {names}.",
-            "Save the one you mean alone: safetensors.torch.save_file(model.state_dict(), ...).",
+            f"{path} has {len(whole)} sets of weights that match: {names}.",
+            "Save only the one you need: safetensors.torch.save_file(model.state_dict(), ...).",
         )
     if whole and "" not in whole:
         return {
@@ -144,7 +135,7 @@ def _endings(name: str) -> list[str]:
 
 
 def _translated(state: dict[str, Tensor], backbone: nn.Module, name: str) -> dict[str, Tensor]:
-    """The tensors under timm's own names and in the model's shapes, as the filter of the model's family makes them."""
+    """Return the tensors with timm's names and the model's shapes, translated by the filter of the model's family."""
     module = sys.modules[timm.models.model_entrypoint(name).__module__]
     filters = (getattr(module, one, None) for one in ("checkpoint_filter_fn", "_filter_fn"))
     translate = next((one for one in filters if one), None)
@@ -152,5 +143,5 @@ def _translated(state: dict[str, Tensor], backbone: nn.Module, name: str) -> dic
         return state
     try:
         return dict(translate(dict(state), backbone))
-    except Exception:  # made for other files than this one
+    except Exception:  # the filter is for other files
         return state

@@ -1,4 +1,4 @@
-"""The examples of a vision-language task: pictures, texts, answers, statements for the teacher, and their split."""
+"""Examples of a vision-language task: pictures, texts, answers, statements for the teacher, and splits."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class VlData:
     """N examples over a set of pictures.
 
     Attributes:
-        name: short name of the data, for reports; contains "synthetic" where the texts were generated.
+        name: short name of the data for reports; contains "synthetic" for generated texts.
         task: the kind of question.
-        synthetic: the texts were generated from metadata, nobody wrote them about these pictures.
-        images: the pictures; their `labels` and `domain_of` are the groups that a split keeps in proportion.
+        synthetic: whether the texts were generated from metadata.
+        images: the pictures; the split is stratified by their `labels` and `domain_of`.
         image_of: int64 `[N]`, index into `images`.
         texts: every distinct text.
         text_of: int64 `[N]`, index into `texts`; `[N, K]` for `choice`, one column per candidate.
         labels: int64 `[N]`: index into `answers`, or the right candidate.
         answers: names of the outputs; `("candidate 1", …)` for `choice`.
-        statements: groups of sentences of which exactly one is true of a picture, for the teacher's confidence.
-        statements_of: int64 `[N]`, the example's group. truth: int64 `[N]`, which sentence of it is true.
+        statements: groups of sentences, of which exactly one is true of a picture, for the teacher's confidence.
+        statements_of: int64 `[N]`, the example's group. truth: int64 `[N]`, index of the true sentence in it.
     """
 
     name: str
@@ -58,7 +58,7 @@ class VlData:
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """Reads examples of one `VlData` as a student takes them."""
+    """Reads examples of a `VlData` as inputs of a student."""
 
     data: VlData
     preprocess: Preprocess
@@ -70,7 +70,7 @@ class Reader:
         return self.tokens[torch.from_numpy(self.data.text_of[indices])]
 
     def pixels(self, pictures: NDArray[np.int64]) -> Tensor:
-        """Return pictures, prepared as on the device, RGB uint8 `[n, S, S, 3]`."""
+        """Return pictures, preprocessed as on the device, RGB uint8 `[n, S, S, 3]`."""
         read = self.data.images.read
         return torch.from_numpy(np.stack([self.preprocess.pixels(read(int(i))) for i in pictures]))
 
@@ -88,7 +88,7 @@ class Reader:
 
 @dataclass(frozen=True, eq=False)
 class VlSplit:
-    """Sorted int64 indices into one `VlData`; `images` is the split of its pictures, before any low shot."""
+    """Sorted int64 indices into a `VlData`; `images` is the split of its pictures, before low-shot subsets."""
 
     train: NDArray[np.int64]
     val: NDArray[np.int64]
@@ -101,21 +101,11 @@ class VlSplit:
 def split_examples(
     data: VlData, *, test_domain: str, fraction: float = 1.0, seed: int = 0
 ) -> VlSplit:
-    """Divide the examples as `make_split` divides their pictures, then keep a share of those that train.
+    """Split the examples like their pictures (`make_split`), then keep a fraction of the training pictures.
 
-    Args:
-        test_domain: a domain's name (easy-VQA: `held-out`), or `none`.
-        fraction: share of the training pictures to train on, in every class of every domain, at least one each.
-            Smaller shares are subsets of larger ones.
-
-    Raises:
-        EdgekdError: a fraction outside 0–1, an unknown domain, nothing left to train on.
+    `test_domain` is a domain's name (easy-VQA: `held-out`), or `none`. `fraction` of the training pictures train, in
+    every class of every domain, at least one each; smaller shares are subsets of larger ones.
     """
-    if not 0 < fraction <= 1:
-        raise EdgekdError(
-            f"The fraction {fraction} is not above 0 and at most 1.",
-            "Give 0.01, 0.1 or 1, for example.",
-        )
     images = make_split(data.images, test_domain=test_domain, seed=seed)
     kept = low_shot(data.images, images.train, fraction, seed)
     if len(kept) == 0 or len(images.val) == 0:
@@ -150,7 +140,7 @@ def low_shot(
 def subset(indices: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     """Return at most `most` of `indices`, the same ones every time, in their order.
 
-    They are drawn: a picture's sentences come in turn, so every third one would be of the same answer.
+    They are drawn at random, because the sentences of a picture are in order, and every third has the same answer.
     """
     if len(indices) <= most:
         return indices

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +32,10 @@ _UNKNOWN = "unknown"
 
 
 def load_easy_vqa(*, shifted: bool = False) -> VlData:
-    """Load the examples of both parts of easy-VQA; its pictures' roles are `train` and `test` as published.
+    """Load the examples of both parts of easy-VQA, with the published roles `train` and `test`.
 
-    Args:
-        shifted: sort pictures into the domains `seen` and `held-out` by their combination of colour and shape, and
-            leave out those whose questions do not name both (about one in eight).
-
-    Raises:
-        EdgekdError: the package is not installed.
+    With `shifted`, pictures have the domains `seen` and `held-out` by their combination of colour and shape, and those
+    whose questions do not name both (about one in eight) are left out.
     """
     root = _package_folder() / "data"
     rows: list[tuple[str, str, str]] = []  # picture, question, answer
@@ -105,15 +100,12 @@ def _package_folder() -> Path:
 
 
 def _image_set(root: Path, paths: list[str], combinations: list[str], shifted: bool) -> ImageSet:
-    # The class is the colour: every colour keeps a shape that trains, so the split can keep classes in proportion.
+    # The class is the colour. Every colour has a training shape, so the split can be stratified by class.
     colours = [name.split()[0] for name in combinations]
     classes = tuple(sorted(set(colours)))
     domains = ("held-out", "seen") if shifted else ("all",)
     held = [0 if not shifted or name in HELD_OUT else 1 for name in combinations]
-    with ThreadPoolExecutor() as pool:
-        keys = tuple(
-            digest[:32] for digest in pool.map(lambda path: sha256_file(root / path), paths)
-        )
+    keys = tuple(sha256_file(root / path)[:32] for path in paths)
     return ImageSet(
         name="easy-vqa",
         classes=classes,

@@ -1,4 +1,4 @@
-"""A vision-language student: built from its settings, read back from its run folder, and evaluated."""
+"""Build, load and evaluate vision-language students."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ Predict = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
 def build_student(
     config: VlTrainConfig, rows: NDArray[np.int64], length: int, outputs: int, *, fresh: bool = True
 ) -> tuple[VlStudent, Preprocess, tuple[int, int]]:
-    """Return a student, how its pictures are prepared, and its grid of patches (height, width).
+    """Return a student, its preprocessing, and its grid of patches (height, width).
 
     Args:
-        fresh: load the first weights that `config` names; False where trained ones follow.
+        fresh: load the initial weights of `config`; False if trained weights are loaded later.
     """
     whole = make_student(
         config.student,
@@ -54,7 +54,7 @@ def build_student(
     backbone = whole.backbone.eval()
     if not hasattr(backbone, "forward_features"):
         raise EdgekdError(
-            f"{config.student} gives no map of features.", "Choose a convolution network or a ViT."
+            f"{config.student} gives no feature map.", "Choose a convolutional network or a ViT."
         )
     with torch.inference_mode():
         found = patch_rows(backbone, torch.zeros(1, 3, config.size, config.size))  # [1, P, c]
@@ -62,7 +62,7 @@ def build_student(
     side = math.isqrt(patches)
     if side * side != patches:
         raise EdgekdError(
-            f"{config.student} gives {patches} patches, which are no square.", "Choose another."
+            f"The {patches} patches of {config.student} are not a square grid.", "Choose another."
         )
     student = VlStudent(
         backbone, channels, patches, preprocess, rows, config, outputs=outputs, length=length
@@ -87,11 +87,7 @@ class VlRun:
 
 
 def load_vl_run(folder: Path) -> VlRun:
-    """Read a run back, in evaluation mode.
-
-    Raises:
-        EdgekdError: no finished run there, or weights that do not fit its record.
-    """
+    """Read a run back, in evaluation mode; an unfinished or damaged one is an `EdgekdError`."""
     folder = Path(folder)
     record = printable_values(read_object(folder / RECORD, "vision-language run"))
     settings, length = record.get("config"), record.get("length")
@@ -124,10 +120,9 @@ def load_vl_run(folder: Path) -> VlRun:
 
 @torch.inference_mode()
 def frozen_maps(student: VlStudent, reader: Reader, pictures: NDArray[np.int64]) -> Tensor:
-    """Return a frozen backbone's maps of pictures, float32 `[n, P, c]`: computed once and cached.
+    """Return a frozen backbone's maps of pictures, float32 `[n, P, c]`, computed once and cached.
 
-    Raises:
-        EdgekdError: too many pictures to hold their maps in memory.
+    Too many pictures to hold their maps in memory are an `EdgekdError`.
     """
     if student.backbone is None or student.project is None:
         return torch.zeros(len(pictures), 0, 0)
@@ -149,7 +144,7 @@ def frozen_maps(student: VlStudent, reader: Reader, pictures: NDArray[np.int64])
 
 
 def torch_predict(student: VlStudent) -> Predict:
-    """Return the student as a plain function."""
+    """Return the student as a function."""
 
     @torch.inference_mode()
     def predict(images: NDArray[np.uint8], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -175,10 +170,10 @@ def predictions(
 def student_predictions(
     student: VlStudent, reader: Reader, indices: NDArray[np.int64], *, frozen: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return `predictions` of the torch student, which encodes a picture once for all its questions.
+    """Return `predictions` of the torch student, which encodes each picture once for all its questions.
 
     Args:
-        frozen: the backbone did not train, so its maps may be cached.
+        frozen: whether the backbone was frozen, so that its maps can be cached.
     """
     pictures = np.unique(reader.data.image_of[indices])
     maps = frozen_maps(student, reader, pictures) if frozen else None
@@ -198,7 +193,7 @@ def student_predictions(
 def accuracy(
     student: VlStudent, reader: Reader, indices: NDArray[np.int64], *, frozen: bool
 ) -> float:
-    """Return the share of right answers, 0–1."""
+    """Return the fraction of correct answers, 0–1."""
     shown, answers = student_predictions(student, reader, indices, frozen=frozen)
     return float((answers == reader.data.labels[shown]).mean())
 
@@ -206,19 +201,15 @@ def accuracy(
 def evaluate_vl(
     run: VlRun, data: str | None = None, predict: Predict | None = None, most: int = 10**9
 ) -> list[dict[str, Any]]:
-    """Measure accuracy in domain and, where a domain was left out, there; and of the most frequent training answer.
+    """Measure the accuracy in domain and on the unseen domain, if any, and that of the most frequent training answer.
 
-    Args:
-        data: the same data at another place. predict: other than the torch student.
-        most: examples per suite, drawn.
-
-    Returns:
-        Per suite `suite`, `n`, `accuracy` (0–1), `majority` (0–1) and `synthetic`.
+    Returns per suite `suite`, `n`, `accuracy` (0–1), `majority` (0–1) and `synthetic`. `data` is the same data at
+    another place, `predict` another model than the torch student; of each suite at most `most` examples are drawn.
     """
     found, split = load_examples(run.config, data)
     if list(found.answers) != run.record["answers"]:
         raise EdgekdError(
-            f"{found.name} has other answers than the run was trained on.", "Give the same data."
+            f"{found.name} has different answers from the run's.", "Give the data of the run."
         )
     reader = run.reader(found)
     majority = int(np.bincount(found.labels[split.train]).argmax())

@@ -1,4 +1,4 @@
-"""The joint student: picture patches and text tokens in one small transformer, a head on its first token."""
+"""The joint student: a small transformer over picture patches and text tokens, with a head on its first token."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """float `[B, N, d]`, and what is added to attention scores, `[B, 1, 1, N]` → `[B, N, d]`."""
+        """Float `[B, N, d]` and a bias of the attention scores, `[B, 1, 1, N]` → `[B, N, d]`."""
         rows = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))  # [B, N, 3, h, d/h]
         q, k, v = rows.permute(2, 0, 3, 1, 4).unbind(0)  # [B, h, N, d/h]
         x = x + self.out(
@@ -59,8 +59,7 @@ class VlStudent(nn.Module):
         channels: c. patches: P.
         preprocess: input size, and the statistics to normalise with.
         rows: int64 `[49408]`, row of every CLIP token in the student's table (`tokens.token_rows`).
-        config: task, width, layers, heads, and `blind`: without the picture (the control that shows what texts alone
-            give away).
+        config: task, width, layers, heads, and `blind` for a student without pictures (the control `question-only`).
         outputs: number of answers; ignored for `choice`, which has one score per candidate.
         length: L, tokens per text.
     """
@@ -100,7 +99,7 @@ class VlStudent(nn.Module):
 
     @property
     def patches(self) -> int:
-        """P, 0 for a blind student."""
+        """Return P, 0 for a blind student."""
         return len(self.patch_place)
 
     def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
@@ -115,7 +114,7 @@ class VlStudent(nn.Module):
         return patch_rows(self.backbone, pixels)
 
     def fuse(self, maps: Tensor, tokens: Tensor) -> Joint:
-        """The backbone's maps and token ids → logits and hidden states."""
+        """Return logits and hidden states for the backbone's maps and token ids."""
         if self.project is None:
             seen = self.patch_place.expand(len(maps), -1, -1)  # [B, 0, d]
         else:

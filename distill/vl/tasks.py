@@ -1,7 +1,7 @@
-"""The three tasks by name, two of them with sentences generated from class and domain names of any sorted images.
+"""The three tasks, two of which generate sentences from class and domain names of any sorted images.
 
-Nobody wrote these sentences about the pictures ("PACS-VE" on PACS), so every result on them is marked *synthetic*. The
-sentence of a picture is a function of its content hash.
+Results on generated sentences ("PACS-VE" on PACS) are marked *synthetic*. The sentence of a picture depends only on its
+content hash.
 """
 
 from __future__ import annotations
@@ -11,27 +11,22 @@ import re
 import numpy as np
 
 from edgekd.configs.vl import VlTrainConfig
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill.text_bank import readable
 from edgekd.distill.vl.data import VlData, VlSplit, split_examples
 from edgekd.distill.vl.easy_vqa import load_easy_vqa
 
-TASKS: dict[str, str] = {
-    "vqa": "answer a question about the picture from a closed list of answers",
-    "ve": "does the picture entail the sentence, contradict it, or leave it open",
-    "choice": "which of several sentences describes the picture",
-}
 LABELS = ("entailment", "contradiction", "neutral")
 CHOICES = 4
 _ABOUT_CLASS = ("there is {a} in the picture", "this shows {a}", "one can see {a} here")
 _ABOUT_STYLE = ("this is {style} of {a}", "the picture is {style} with {a}")
 _NEUTRAL = ("the {name} is old", "the {name} belongs to a child", "the {name} was made in spring")
-"""Statements that no class or domain name decides. Their words alone give them away: compare with `question-only`."""
+"""Statements that class and domain names do not decide. Their words reveal the label: compare with `question-only`."""
 
 
 def load_examples(config: VlTrainConfig, data: str | None = None) -> tuple[VlData, VlSplit]:
-    """Return the examples of a run and their split; `data` is where they are now."""
+    """Return the examples of a run and their split; `data` is their current place."""
     shifted, seed = config.test_domain != "none", config.split_seed
     found = load_vl_data(config.task, data or config.data, shifted=shifted)
     domain, fraction = config.test_domain, config.fraction
@@ -39,30 +34,21 @@ def load_examples(config: VlTrainConfig, data: str | None = None) -> tuple[VlDat
 
 
 def load_vl_data(task: str, data: str, *, shifted: bool = False) -> VlData:
-    """Load the examples of a task.
+    """Load the examples of a task: `vqa` of `easy-vqa`, `ve` and `choice` of any images that `edgekd train` takes.
 
-    Args:
-        task: `vqa`, `ve` or `choice`.
-        data: `easy-vqa` for `vqa`; for the others any images that `edgekd train` takes, whose class and domain names
-            become sentences.
-        shifted: one domain (easy-VQA: some colour × shape combinations) will be left out; generated sentences then
-            do not name domains, since the unseen one's name would be an unknown word.
-
-    Raises:
-        EdgekdError: unknown task, data that does not fit it, easy-vqa not installed.
+    With `shifted`, one domain (easy-VQA: some colour × shape combinations) will be left out; generated sentences then
+    do not name domains, since the unseen one's name would be an unknown word.
     """
-    if task not in TASKS:
-        raise EdgekdError(f'There is no vision-language task "{task}".', did_you_mean(task, TASKS))
     if task == "vqa":
         if data != "easy-vqa":
             raise EdgekdError(
-                f'The task vqa needs questions and answers, and "{data}" holds none.',
+                f'The task vqa needs questions and answers, but "{data}" has none.',
                 "Use --data easy-vqa, or --task ve with a folder of images.",
             )
         return load_easy_vqa(shifted=shifted)
     if data == "easy-vqa":
         raise EdgekdError(
-            f"easy-vqa holds questions, and the task {task} generates its sentences from class folders.",
+            f"easy-vqa has questions, but the task {task} generates its sentences from class folders.",
             "Use --task vqa, or give a folder of images.",
         )
     make = make_entailment if task == "ve" else make_choice
@@ -77,8 +63,8 @@ def article(name: str) -> str:
 def make_entailment(images: ImageSet, *, styles: bool) -> VlData:
     """Generate three sentences per picture, one of each label.
 
-    A true one names its class, and its domain where `styles` and there are domains; a false one another class or
-    another domain; a neutral one an attribute of its class that no folder name contains.
+    A true sentence names the class, and with `styles` and domains also the domain. A false one names another class or
+    domain. A neutral one states an attribute of the class that is not in any folder name.
     """
     styles = styles and len(images.domains) > 1
     rows: list[tuple[str, int]] = []
@@ -113,7 +99,7 @@ def make_entailment(images: ImageSet, *, styles: bool) -> VlData:
 
 
 def make_choice(images: ImageSet, *, styles: bool) -> VlData:
-    """Generate one question per picture: which of up to four captions is its own; the others name other classes."""
+    """Generate one question per picture: which of up to four captions, of different classes, describes it."""
     count, n_classes = min(CHOICES, len(images.classes)), len(images.classes)
     styles = styles and len(images.domains) > 1
     captions = tuple(
@@ -168,5 +154,5 @@ def _own_rng(images: ImageSet, index: int, what: str) -> np.random.Generator:
 
 
 def _other(rng: np.random.Generator, count: int, own: int) -> int:
-    """A number below `count` that is not `own`."""
+    """Return a random number below `count` other than `own`."""
     return (own + 1 + int(rng.integers(count - 1))) % count

@@ -1,7 +1,7 @@
-"""The teacher's vectors per word piece and picture patch, in the space it shares between images and texts.
+"""The teacher's vectors per word piece and picture patch, in the shared space of images and texts.
 
 `e_j = proj(ln_final(H_j))` and `v_q = proj(ln_post(P_q))` (METHODS §5.3). CLIP was trained on pooled vectors only, so
-these are its last layers' output at a position, without a training objective for it.
+these outputs had no training objective of their own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TokenTeacher:
 
     @property
     def context(self) -> int:
-        """Tokens that its text encoder reads."""
+        """Return the context length of the text encoder."""
         return int(self.teacher.tokenizer.context_length)
 
     @torch.inference_mode()
@@ -58,7 +58,7 @@ class TokenTeacher:
         return normalize(per_token, dim=-1), normalize(pooled, dim=-1)
 
     def words(self, ids: Sequence[int]) -> Tensor:
-        """Unit vectors of "a photo of WORD" for tokens, float32 `[N, D]`; a causal encoder's states lack them."""
+        """Return unit vectors of "a photo of WORD" for tokens, float32 `[N, D]`."""
         prompts = [f"a photo of {tokens.word(i)}" for i in ids]
         return normalize(self.teacher.embed_texts(prompts), dim=-1)
 
@@ -74,7 +74,7 @@ class TokenTeacher:
         if n_bytes > _MAX_BYTES:
             raise EdgekdError(
                 f"The teacher's patch vectors of {len(indices):,} pictures would take {n_bytes / 2**30:.0f} GiB.",
-                "Train on a --fraction of them, or with --select none, which reads no patches.",
+                "Train on a --fraction of them, or with --select none, which uses no patches.",
             )
         preprocess = self.teacher.preprocess
         mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
@@ -92,21 +92,20 @@ class TokenTeacher:
 def read_tokens(teacher: Teacher) -> TokenTeacher:
     """Return the teacher with a vector per token.
 
-    Raises:
-        EdgekdError: a black box, another tokenizer than CLIP's, or an encoder without token vectors.
+    Precomputed embeddings, another tokenizer than CLIP's, and an encoder without token vectors are an `EdgekdError`.
     """
     if not isinstance(teacher, ClipTeacher):
         raise EdgekdError(
-            f"{teacher.spec} holds whole-picture embeddings, and clip-td needs a vector per token.",
-            "Name a teacher that is a model.",
+            f"{teacher.spec} has embeddings of whole pictures, but clip-td needs a vector per token.",
+            "Use a teacher model.",
         )
     from open_clip import SimpleTokenizer
 
     tokenizer, model = teacher.tokenizer, cast(Any, teacher.model)
     if not isinstance(tokenizer, SimpleTokenizer) or tokenizer.vocab_size != tokens.VOCABULARY:
         raise EdgekdError(
-            f"The teacher {teacher.spec} does not use CLIP's tokenizer, so its tokens match no student token.",
-            "Choose one that does: OpenAI's and LAION's ViT models do.",
+            f"The teacher {teacher.spec} does not use CLIP's tokenizer, so its tokens do not match the student's.",
+            "Choose a teacher with CLIP's tokenizer, such as OpenAI's and LAION's ViT models.",
         )
     encoder = getattr(model, "text", model)
     if not hasattr(encoder, "ln_final") or getattr(encoder, "cls_emb", None) is not None:
@@ -141,12 +140,12 @@ def patch_map(teacher: ClipTeacher, views: Tensor) -> tuple[Tensor, Tensor]:
         return rows.transpose(1, 2).reshape(len(rows), -1, height, width), pooled.float()
     raise EdgekdError(
         f"The image encoder of {teacher.spec} gives no patch vectors in the shared space.",
-        "Choose a CLIP ViT, or a timm convolution network that ends in an average and a linear layer.",
+        "Choose a CLIP ViT, or a timm convolutional network that ends in an average and a linear layer.",
     )
 
 
 def _with_output_of(layer: nn.Module, run: Callable[[], Tensor]) -> tuple[list[Tensor], Tensor]:
-    """The outputs of a layer during `run()`, and its result."""
+    """Return the outputs of a layer during `run()`, and the result of `run()`."""
     held: list[Tensor] = []
     hook = layer.register_forward_hook(lambda _module, _args, out: held.append(out))
     try:
@@ -180,16 +179,16 @@ class TokenTargets:
     patches: Tensor
     pooled_image: Tensor
     word_of: Tensor
-    """int64 `[vocabulary]`, row of a token in `words`; 0 for tokens that are never chosen."""
+    """int64 `[vocabulary]`, row of a token in `words`; 0 for tokens that are never matched."""
     words: Tensor
     statements: tuple[Tensor, ...]
-    """Unit vectors of every group of statements."""
+    """Unit vectors of each group of statements."""
     place: NDArray[np.int64]
     """Row of a picture; −1 for pictures that do not train."""
     logit_scale: float
 
     def of(self, indices: NDArray[np.int64]) -> TeacherTokens:
-        """Return the teacher's side of a batch; of a `choice` the right candidate's text."""
+        """Return the teacher's vectors of a batch; for `choice`, those of the correct candidate's text."""
         text = torch.from_numpy(self.data.text_of[indices])  # [B] or [B, K]
         if text.ndim == 2:
             labels = torch.from_numpy(self.data.labels[indices])
@@ -227,7 +226,7 @@ def token_targets(
     """Compute the teacher's vectors for the examples `train`; those of pictures and statements are cached.
 
     Args:
-        grid: the student's patches as (height, width); None where no patches are matched.
+        grid: the student's patches as (height, width); None if no patches are matched.
     """
     data, own = reader.data, teacher.teacher
     pictures = np.unique(data.image_of[train])

@@ -1,13 +1,12 @@
 """Token-selective, confidence-weighted distillation in the style of CLIP-TD (Wang et al. 2022, arXiv 2201.05729).
 
-    ℓ_i = α · mean_{j ∈ S} d(W_t h_j, e_j) + β · mean_{q ∈ Q} d(W_v u_q, v_q)
-          + γ · ½ [d(W_e h_cls, e) + d(W_i h_cls, v)]
+    ℓ_i = mean_{j ∈ S} d(W_t h_j, e_j) + mean_{q ∈ Q} d(W_v u_q, v_q) + ½ [d(W_e h_cls, e) + d(W_i h_cls, v)]
     L   = mean_i ℓ_task,i + λ · Σ_i c_i ℓ_i / B
 
-The paper's own formulas could not be read: this is the specification of METHODS §5.3, and every number in it is ours
-(docs/clip-td.md has the list). `h` are the student's text states, `u` its patch states; `e`, `v` the teacher's unit
-vectors, without gradients. The maps `W` exist in training only. Importing this module adds
-`token_td` to the loss terms.
+The formulas of the paper were not available. This is the specification of METHODS §5.3 with our own numbers
+(docs/clip-td.md has the list). `h` are the student's text states, `u` its patch states, and `e`, `v` the teacher's unit
+vectors, without gradients. The maps `W` are only used in training. Importing this module adds `token_td` to the loss
+terms.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from edgekd.distill.vl.student import Joint
 
 @dataclass(frozen=True)
 class TeacherTokens:
-    """The teacher's side of a batch: unit vectors, no gradients."""
+    """The teacher's unit vectors of a batch, without gradients."""
 
     text: Tensor
     """float `[B, L, D]`."""
     content: Tensor
-    """bool `[B, L]`, tokens that may be chosen."""
+    """bool `[B, L]`, tokens that may be matched."""
     relevance: Tensor
     """float `[B, L]`, `cos(E("a photo of " + w_j), v)`."""
     patches: Tensor
-    """float `[B, P, D]`; P is 0 where no patches are matched."""
+    """float `[B, P, D]`; P is 0 if no patches are matched."""
     pooled_text: Tensor
     """float `[B, D]`."""
     pooled_image: Tensor
@@ -62,7 +61,7 @@ def token_distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
 
 
 def most_relevant(scores: Tensor, allowed: Tensor, ratio: float) -> Tensor:
-    """Return the `max(1, ⌈ratio · n⌉)` best of a row's n allowed places, bool `[B, N]`; none where none is allowed."""
+    """Return the `max(1, ⌈ratio · n⌉)` best of the n allowed places of each row, bool `[B, N]`."""
     order = scores.masked_fill(~allowed, -math.inf).argsort(dim=1, descending=True, stable=True)
     count = allowed.sum(dim=1, keepdim=True)  # [B, 1]
     wanted = torch.ceil(ratio * count - 1e-6).clamp(min=1)
@@ -70,7 +69,7 @@ def most_relevant(scores: Tensor, allowed: Tensor, ratio: float) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of `values [B, N]` where `mask`, 0 for a row without any; `[B]`."""
+    """Return the mean of the masked `values [B, N]` per row, 0 for a row with an empty mask, `[B]`."""
     return torch.where(mask, values, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
@@ -83,7 +82,7 @@ class VlBatch(Batch):
     tokens: TeacherTokens = UNSET
     maps: TokenMaps = UNSET
     generator: torch.Generator | None = None
-    """Of the random choice of tokens."""
+    """Generator for the random choice of tokens."""
 
 
 def token_td(
@@ -93,18 +92,16 @@ def token_td(
     pooled: bool = True,
     distance: Distance = "l1",
     confidence: Confidence = "none",
-    weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Tensor:
-    """The distillation term, `c_i ℓ_i` of each example, float `[B]`.
+    """Compute the distillation term, `c_i ℓ_i` of each example, float `[B]`.
 
     Args:
-        select: which tokens and patches are matched: the `ratio` most relevant of each example, as many at random, all,
-            or none (then only `pooled` is left).
+        select: tokens and patches to match: the `ratio` most relevant ones of each example, the same number at random,
+            all, or none (then only `pooled` is used).
         pooled: also match the first token's state with the teacher's pooled vectors.
         confidence: the kind of `confidences`.
-        weights: α, β, γ.
     """
-    (alpha, beta, gamma), joint, teacher, maps = weights, batch.joint, batch.tokens, batch.maps
+    joint, teacher, maps = batch.joint, batch.tokens, batch.maps
     total = joint.cls.new_zeros(len(joint.cls), dtype=torch.float32)
 
     def chosen(scores: Tensor, allowed: Tensor) -> Tensor:
@@ -116,16 +113,16 @@ def token_td(
 
     if select != "none":
         words = token_distance(maps.text(joint.text), teacher.text, distance)
-        total = total + alpha * masked_mean(words, chosen(teacher.relevance, teacher.content))
+        total = total + masked_mean(words, chosen(teacher.relevance, teacher.content))
         if teacher.patches.shape[1] and joint.patches.shape[1]:
             fit = (teacher.patches * teacher.pooled_text[:, None]).sum(dim=-1)  # cos(v_q, e) [B, P]
             cells = token_distance(maps.patches(joint.patches), teacher.patches, distance)
             every = torch.ones_like(fit, dtype=torch.bool)
-            total = total + beta * masked_mean(cells, chosen(fit, every))
+            total = total + masked_mean(cells, chosen(fit, every))
     if pooled:
         text = token_distance(maps.pooled_text(joint.cls), teacher.pooled_text, distance)
         image = token_distance(maps.pooled_image(joint.cls), teacher.pooled_image, distance)
-        total = total + gamma * (text + image) / 2
+        total = total + (text + image) / 2
     if confidence == "none":
         return total
     own = (-cross_entropy(batch.logits, batch.labels, reduction="none")).exp().detach()
@@ -135,13 +132,13 @@ def token_td(
 def confidences(
     kind: Confidence, teacher: Tensor, truth: Tensor, student: Tensor, floor: float = 0.05
 ) -> Tensor:
-    """Return the weight of each example, float `[B]`, mean 1 over the batch so that λ keeps its meaning.
+    """Return the weight of each example, float `[B]`, with mean 1 over the batch so that λ keeps its meaning.
 
     Args:
-        kind: `label` is `p_T(y)`; `max` the teacher's largest probability; `relative` `p_T(y) / (p_T(y) + p_S(y))`.
-        teacher: the teacher's logits over statements of which one is true, `[B, M]`. truth: int64 `[B]`.
-        student: the student's probability of the right answer, `[B]`; no gradient goes through it.
-        floor: smallest value before the division by the mean.
+        kind: `label` is `p_T(y)`, `max` the teacher's largest probability, `relative` `p_T(y) / (p_T(y) + p_S(y))`.
+        teacher: the teacher's logits over statements, `[B, M]`. truth: int64 `[B]`, index of the true one.
+        student: the student's probability of the correct answer, `[B]`, without gradient.
+        floor: minimum before the division by the mean.
     """
     probabilities = softmax(teacher.float(), dim=-1)  # [B, M]
     own = probabilities.gather(1, truth[:, None]).squeeze(1)

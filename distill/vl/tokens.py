@@ -23,37 +23,36 @@ _STOP_WORDS = frozenset(
         "these those it its what which who how one can has have here any",
     )
 )
-"""Words that name nothing visible. Ours: the paper's rule could not be read."""
+"""Stop words, which name nothing visible. Ours, since the paper's rule was not available."""
 
 
 @cache
 def tokenizer() -> Any:
-    """open_clip's tokenizer; its words and merges lie in open_clip itself."""
+    """Return open_clip's tokenizer, whose vocabulary is part of open_clip."""
     from open_clip import SimpleTokenizer
 
     return SimpleTokenizer()
 
 
 def length_of(texts: Sequence[str], limit: int) -> int:
-    """Return the tokens of the longest text with begin and end, at most `limit`; warns once where a text is longer."""
+    """Return the tokens of the longest text with begin and end, at most `limit`; warn of longer texts."""
     counts = [len(tokenizer().encode(text)) + 2 for text in texts]
     cut = [text for text, count in zip(texts, counts, strict=True) if count > limit]
     if cut:
         warn(
-            f'{len(cut)} of {len(texts)} texts are longer than the {limit} tokens that are read: "{cut[0]}"; '
-            "the rest is cut off."
+            f'{len(cut)} of {len(texts)} texts are truncated to {limit} tokens, for example "{cut[0]}".'
         )
     return min(max(counts), limit)
 
 
 def tokenize(texts: Sequence[str], length: int) -> Tensor:
-    """Texts → int64 `[N, length]`: begin, words, end, zeros; longer texts are cut before the end."""
+    """Texts → int64 `[N, length]`: begin, words, end, zeros; longer texts are truncated before the end."""
     ids: Tensor = tokenizer()(list(texts), context_length=length)
     return ids
 
 
 def content_tokens(ids: Tensor) -> Tensor:
-    """Return which tokens can carry meaning: not begin, end, padding, punctuation or a stop word. bool `[…, L]`."""
+    """Return a mask of tokens other than begin, end, padding, punctuation and stop words, bool `[…, L]`."""
     after_end = (ids == END).int().cumsum(dim=-1) > 0
     plain = torch.tensor(
         [_is_content(i) for i in ids.flatten().tolist()], dtype=torch.bool
@@ -62,7 +61,7 @@ def content_tokens(ids: Tensor) -> Tensor:
 
 
 def word(token: int) -> str:
-    """A token as text: `dog</w>` → `dog`."""
+    """Return a token as text: `dog</w>` → `dog`."""
     return str(tokenizer().decoder[token]).replace("</w>", "")
 
 
@@ -76,7 +75,8 @@ def _is_content(token: int) -> bool:
 
 
 def token_rows(ids: Tensor) -> NDArray[np.int64]:
-    """Give every token of the training texts a row of the student's table; all others share row 0. int64 `[V]`."""
+    """Return the row of each token in the student's table; tokens outside the training texts share row 0. int64
+    `[V]`."""
     rows = np.zeros(VOCABULARY, dtype=np.int64)
     seen = np.unique(ids.numpy())
     rows[seen] = 1 + np.arange(len(seen))

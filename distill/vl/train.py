@@ -1,12 +1,11 @@
-"""Train a vision-language student, with or without a teacher, on the loop, losses and checkpoints of `edgekd train`.
+"""Train a vision-language student, with the loop, losses and checkpoints of `edgekd train`.
 
-No augmentation: the teacher's patch vectors are computed once per picture, so the student must see the same picture.
+There is no augmentation, since the teacher's patch vectors are computed once per picture.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,11 @@ from edgekd.core.folders import RUN, clear, growing
 from edgekd.core.readers import read_object
 from edgekd.core.tensors import write_tensors
 from edgekd.core.version import __version__
-from edgekd.distill.checkpoint import Checkpoint
+from edgekd.distill.checkpoint import Checkpoint, Task
 from edgekd.distill.classification.text_targets import evenly_spread, report_zero_shot
 from edgekd.distill.inputs.batches import BalancedSampler, PixelStore, open_store
 from edgekd.distill.launch import make_fabric
 from edgekd.distill.losses import TermSpec
-from edgekd.distill.models.batchnorm import Fold
 from edgekd.distill.models.teachers import load_teacher
 from edgekd.distill.progress import Progress
 from edgekd.distill.recipes import Stage
@@ -59,7 +57,7 @@ _SAMPLE = 512
 
 
 class Trained(nn.Module):
-    """All that trains: the student, and with a teacher the maps to its width."""
+    """The trained modules: the student, and with a teacher the maps to its width."""
 
     def __init__(self, student: VlStudent, maps: TokenMaps | None, frozen: bool) -> None:
         super().__init__()
@@ -73,7 +71,7 @@ class Trained(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class RawExamples:
-    """A batch of a step: indices of examples, and their pictures or a frozen backbone's maps of them."""
+    """A batch: indices of examples, and their pictures or a frozen backbone's maps of them."""
 
     step: int
     indices: NDArray[np.int64]
@@ -81,7 +79,7 @@ class RawExamples:
 
 
 @dataclass(eq=False)
-class TokenDistillation:
+class TokenDistillation(Task):
     """The task of the training loop; `targets` is None without a teacher."""
 
     config: VlTrainConfig
@@ -102,7 +100,6 @@ class TokenDistillation:
             self._store = open_store(data.images, self.reader.preprocess.size)
 
     def source(self, step: int) -> RawExamples:
-        """Return the batch of a step."""
         indices, _ = self._sampler.step(step)
         wanted = self.reader.data.image_of[indices]
         if self._maps is not None:
@@ -112,21 +109,16 @@ class TokenDistillation:
         return RawExamples(step, indices, torch.from_numpy(np.array(self._store.batch(wanted))))
 
     def train_only(self, parts: tuple[str, ...]) -> None:
-        """Freeze the backbone where the settings require it; all other parts train."""
+        """Freeze the backbone if the settings require it; all other parts train."""
         backbone = self.model.student.backbone
         if backbone is not None and self.config.freeze_backbone:
             backbone.requires_grad_(False)
 
-    def folds(self) -> list[Fold]:
-        """Return no BatchNorms: a map of features is not the output of the backbone's forward pass."""
-        return []
-
     def views(self, raw: RawExamples) -> Tensor:
-        """Return the pictures as they are."""
         return raw.pictures
 
     def teacher_features(self, raw: RawExamples) -> TeacherTokens | None:
-        """Return the teacher's token vectors, of the examples or, for the control, of others."""
+        """Return the teacher's token vectors of the examples, or of other examples for the control."""
         if self.targets is None:
             return None
         shuffled = self.config.shuffle_teacher
@@ -135,7 +127,7 @@ class TokenDistillation:
     def forward(
         self, model: nn.Module, views: Tensor, teacher: TeacherTokens | None, raw: RawExamples
     ) -> VlBatch:
-        """Return the student's states and their targets; of a `choice`, the states of the right candidate."""
+        """Return the student's states and their targets; for `choice`, the states of the correct candidate."""
         data = self.reader.data
         joint: Joint = model(views, self.reader.texts(raw.indices))
         logits, labels = joint.logits, torch.from_numpy(data.labels[raw.indices])
@@ -145,25 +137,15 @@ class TokenDistillation:
         found: Any = {} if teacher is None else {"tokens": teacher, "maps": self.model.maps}
         return VlBatch(labels=labels, logits=logits, joint=joint, generator=generator, **found)
 
-    def update(self, teacher: TeacherTokens | None) -> None:
-        """Do nothing: no state follows the teacher."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return no state: batches and random choices are functions of the step."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore nothing."""
-
     def names(self, raw: RawExamples) -> list[str]:
-        """Return the names of a batch's pictures."""
         data = self.reader.data
         return [data.images.ids[i] for i in data.image_of[raw.indices]]
 
     def accuracy(self, model: nn.Module) -> float:
         """Return the share of right answers on a sample of the validation examples, 0–1."""
-        student, shown = self.model.student, subset(self.split.val, _VAL_EXAMPLES)
-        return accuracy(student.eval(), self.reader, shown, frozen=self.config.freeze_backbone)
+        shown = subset(self.split.val, _VAL_EXAMPLES)
+        student = self.model.student.eval()
+        return accuracy(student, self.reader, shown, frozen=self.config.freeze_backbone)
 
     def loss(self, model: nn.Module) -> float:
         """Return the error rate on validation."""
@@ -181,17 +163,13 @@ class TokenDistillation:
 
 
 def own_candidates(joint: Joint, labels: Tensor) -> Joint:
-    """Return the states of the right candidate of each example, one of the K rows that it has."""
+    """Return the states of the correct candidate among the K rows of each example."""
     rows = torch.arange(len(labels)) * joint.logits.shape[1] + labels
     return Joint(joint.logits, joint.cls[rows], joint.patches[rows], joint.text[rows])
 
 
 def train_vl(config: VlTrainConfig) -> VlRun:
-    """Train a student and write its run folder.
-
-    Raises:
-        EdgekdError: anything the user can mend, before training starts wherever possible.
-    """
+    """Train a student and write its run folder; whatever the user can mend is an `EdgekdError`."""
     out, resume = config.folder, config.resume
     if resume:
         if (out / RECORD).exists():
@@ -212,7 +190,7 @@ def _train(config: VlTrainConfig, out: Path, *, resume: bool) -> None:
     teacher = read_tokens(load_teacher(config.teacher)) if config.distil else None
     length = tokens.length_of(data.texts, min(teacher.context, 77) if teacher else 77)
     torch.manual_seed(config.seed)
-    # Only words that train get rows: another word's row would stay random, and cost a device memory.
+    # Only training words get rows: rows of other words would stay random and take memory on a device.
     ids = tokens.tokenize(data.texts, length)
     rows = tokens.token_rows(ids[torch.from_numpy(np.unique(data.text_of[split.train]))])
     student, preprocess, grid = build_student(config, rows, length, len(data.answers))
@@ -270,7 +248,7 @@ def _train(config: VlTrainConfig, out: Path, *, resume: bool) -> None:
 
 
 def _loop_settings(config: VlTrainConfig, out: Path) -> TrainConfig:
-    """The settings of the training loop. BatchNorm statistics are frozen where the backbone is pretrained."""
+    """Return the settings of the training loop. BatchNorm statistics are frozen if the backbone is pretrained."""
     pretrained = config.pretrained != "scratch" or config.student_weights is not None
     return TrainConfig(
         steps=config.steps,

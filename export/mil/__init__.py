@@ -1,1 +1,1 @@
-"""Core ML programs: a reference evaluator that runs where Core ML does not exist, range analysis, and compression."""
+"""Core ML programs: a reference evaluator for any system, range analysis, and compression."""

@@ -1,4 +1,4 @@
-"""Smaller Core ML packages: 8-bit weights, 8-bit weights and activations, and palettes, by coremltools."""
+"""Compress Core ML packages with coremltools: 8-bit weights, 8-bit weights and activations, and palettes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.core.errors import EdgekdError
 from edgekd.export.mil.program import MilProgram, import_coremltools
 from edgekd.export.mil.ranges import FP16_MIN_NORMAL, Ranges
 from edgekd.export.onnx.write import quiet
 
 MIN_WEIGHTS = 512
-"""Tensors with fewer values stay as they are: they save nothing."""
+"""Minimum number of values of a compressed tensor; smaller ones save nothing."""
 IOS_17 = 8
-"""Specification version; the oldest with quantized activations."""
+"""First specification version with quantized activations."""
 PALETTE_BITS = {"pal4": 4, "pal6": 6}
 
 
@@ -37,13 +36,6 @@ def quantize_weights(model: Any) -> tuple[Any, dict[str, Any]]:
 def palettize(model: Any, bits: int) -> tuple[Any, dict[str, Any]]:
     """Return the model with weights as indices into a palette of `2 ** bits` values per tensor, and a description."""
     optimize = import_coremltools().optimize.coreml
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise EdgekdError(
-            "Palettes need scikit-learn, which is not installed here.",
-            "Install it: pip install scikit-learn.",
-        ) from error
     config = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=MIN_WEIGHTS)
     with quiet():
         small = optimize.palettize_weights(model, optimize.OptimizationConfig(global_config=config))
@@ -59,11 +51,8 @@ def quantize_activations(
     """Return the model with 8-bit weights, and 8-bit activations around layers, pools and additions.
 
     coremltools measures ranges by running the model, which only macOS can. Here the reference evaluator has measured
-    them, and coremltools' own passes insert the rounding where a device with integer units looks for it.
-
-    Args:
-        program: `model` as read back from disk.
-        ranges: of `program`, on calibration images.
+    those of `program`, the model as read back from disk, and coremltools' own passes insert the rounding where a device
+    with integer units looks for it.
     """
     optimize = import_coremltools().optimize.coreml
     from coremltools.converters.mil.frontend.milproto import load as milproto
@@ -72,18 +61,17 @@ def quantize_activations(
     from coremltools.models.utils import _apply_graph_pass
 
     floats = _float_layers(program, ranges)
-    # With a zero point: what comes out of a ReLU would leave half of a symmetric range empty.
+    # With a zero point, since the output of a ReLU would leave half of a symmetric range empty.
     quantizer = optimize.OpLinearQuantizerConfig(mode="linear", dtype="int8")
     config = optimize.OptimizationConfig(
         global_config=quantizer, op_name_configs=dict.fromkeys(floats)
     )
-    names = ranges.lows.keys()
     statistics = {
-        name: {"rmin": np.float32(ranges.lows[name]), "rmax": np.float32(ranges.highs[name])}
-        for name in names
+        name: {"rmin": np.float32(low), "rmax": np.float32(ranges.highs[name])}
+        for name, low in ranges.lows.items()
     }
-    # Only what enters a layer is rounded. coremltools would also round what leaves one, ahead of the clip or hard-swish
-    # that follows, and spend most of the 256 steps on values that the clip cuts off.
+    # Only inputs of layers are rounded. coremltools would also round their outputs before the following clip or
+    # hard-swish, and spend most of the 256 steps on values that are clipped.
     insert = PASS_REGISTRY["compression::insert_prefix_quantize_dequantize_pair"]
     insert.set_options([PassOption("config", config), PassOption("activation_stats", statistics)])
     passes = [insert, PASS_REGISTRY["common::dequantize_quantize_pair_elimination"]]
@@ -101,8 +89,8 @@ def _described(method: str) -> dict[str, Any]:
 
 
 def _float_layers(program: MilProgram, ranges: Ranges) -> set[str]:
-    """Return the layers on 1 × 1 maps (squeeze and excite), which cost nothing and suffer most, and those that read
-    values so small that half precision cannot hold the scale of their 256 steps."""
+    """Return the layers to keep in float: those on 1 × 1 maps (squeeze-and-excite), which are cheap and lose most, and
+    those with inputs so small that half precision cannot represent their scale."""
     kinds = ("conv", "add")
     small = {
         name

@@ -1,8 +1,8 @@
-"""Run a Core ML program where Core ML does not exist: a reference evaluator for parity checks and range analysis.
+"""A reference evaluator for Core ML programs, for parity checks and range analysis without Core ML.
 
-It computes the saved program, operation by operation, in float32; results that the program declares as float16 are
-rounded to float16, overflow to infinity included. It checks the file, not the kernels of a device, which may accumulate
-in another precision or flush the smallest numbers to zero.
+It computes the saved program, operation by operation, in float32. Results that the program declares as float16 are
+rounded to float16, including overflow to infinity. It checks the file, not the kernels of a device, which may
+accumulate in another precision or flush subnormal numbers to zero.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from edgekd.export.mil.program import MilProgram, Op, Ref
 
 Arithmetic = Literal["declared", "float32"]
 """Round every result to its declared type, or keep all of them in float32 to see what the numbers should be."""
-Watch = Callable[[Op, dict[str, Any], tuple[Tensor, ...]], Tensor | None]
-"""Sees every operation with its inputs and outputs; its result is collected under the operation's name."""
+Watch = Callable[[tuple[Tensor, ...]], Tensor]
+"""Measures the outputs of an operation; its result is collected under the operation's name."""
 _BATCH = 8
-"""Images at once: enough to pay for Python's part, few enough for every student's activations."""
+"""Batch size: large enough to amortise Python's overhead, and small enough for the activations of every student."""
 
 
 def logits_of(
     program: MilProgram, images: NDArray[np.uint8], arithmetic: Arithmetic = "declared"
 ) -> NDArray[np.float32]:
-    """Return the logits float32 `[B, C]`, what enters the last softmax, or embeddings, of RGB uint8 `[B, H, W, 3]`."""
+    """Return the logits float32 `[B, C]` (the input of the last softmax), or embeddings, of RGB uint8 `[B, H, W,
+    3]`."""
     name = program.logits
     return evaluate(program, images, [name], arithmetic)[0][name].reshape(len(images), -1)
 
@@ -43,27 +44,12 @@ def evaluate(
     arithmetic: Arithmetic = "declared",
     watch: Watch | None = None,
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
-    """Run `program` on each image.
+    """Run `program` on RGB uint8 `[B, H, W, 3]`, as large as its input; an unknown operation is an `EdgekdError`.
 
-    Args:
-        images: RGB uint8 `[B, H, W, 3]`, as large as the program's input.
-        wanted: names of the tensors to return.
-        watch: measures operations on the way; a tensor of the same shape for every image.
-
-    Returns:
-        The wanted tensors, and the watched values by operation; each float32, one row per image.
-
-    Raises:
-        EdgekdError: an operation that the evaluator does not support, or images of another size.
+    Returns the tensors `wanted`, and what `watch` measured of every operation; each float32, one row per image.
     """
     ops = [op for op in program.ops if op.kind != "classify"]  # names the largest probability
     _refuse_unknown(ops)
-    height, width = program.input_shape[2:]
-    if images.dtype != np.uint8 or images.shape[1:] != (height, width, 3) or len(images) == 0:
-        raise EdgekdError(
-            f"The Core ML program takes uint8 [B, {height}, {width}, 3], not {images.dtype} {list(images.shape)}.",
-            "Prepare the images with the artifact's preprocess.",
-        )
     constants = [{name: _constant(value) for name, value in op.inputs.items()} for op in ops]
     last_use = {name: number for number, op in enumerate(ops) for name in op.reads}
 
@@ -76,8 +62,8 @@ def evaluate(
             except NotImplementedError as error:
                 raise _unknown(str(error), op) from error
             outputs = made if isinstance(made, tuple) else (made,)
-            if watch is not None and (noted := watch(op, given, outputs)) is not None:
-                seen[op.name] = noted
+            if watch is not None:
+                seen[op.name] = watch(outputs)
             for name, dtype, output in zip(op.outputs, op.dtypes, outputs, strict=True):
                 rounds = dtype == "fp16" and arithmetic == "declared"
                 values[name] = output.half().float() if rounds else output
@@ -87,7 +73,7 @@ def evaluate(
         return {name: values[name] for name in wanted}, seen
 
     parts, notes = [], []
-    # A program is made for one image; vmap runs the same steps on several without touching its fixed shapes.
+    # A program is for one image; vmap runs it on several without changing its fixed shapes.
     with torch.inference_mode():
         for start in range(0, len(images), _BATCH):
             batch = torch.from_numpy(np.array(images[start : start + _BATCH]))
@@ -114,7 +100,7 @@ def _unknown(what: str, op: Op) -> EdgekdError:
 
 
 def _constant(value: Any) -> Any:
-    """Return floating-point arrays as float32 tensors; references, sizes, axes and words as they are."""
+    """Return floating-point arrays as float32 tensors, and other values unchanged."""
     if isinstance(value, tuple):
         return tuple(map(_constant, value))
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim:

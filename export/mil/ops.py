@@ -1,7 +1,7 @@
-"""What each operation of a MIL program computes, in float32, by Apple's specification of the operation.
+"""Operations of MIL programs in float32, by Apple's specification.
 
-Only the operations that our students are made of. The parameters of a function are the operation's inputs, with the
-specification's names and defaults: tensors, and constants as Python or numpy values.
+They cover the operations of our students. The parameters of a function are the operation's inputs, with the names and
+defaults of the specification: tensors, and constants as Python or numpy values.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def _ints(value: Any) -> list[int]:
 
 
 def _flat_padding(pads: Sequence[int]) -> list[int]:
-    """MIL's begin and end per axis, first axis first → torch's, last axis first."""
+    """Convert MIL's begin and end per axis (first axis first) to torch's (last axis first)."""
     return [pads[2 * axis + end] for axis in reversed(range(len(pads) // 2)) for end in (0, 1)]
 
 
 def _window_padding(
     x: Tensor, kernel: Sequence[int], strides: Any, pad_type: str, pad: Any, dilations: Any = _ONES
 ) -> list[int]:
-    """Return begin and end of the two image axes, by `pad_type`."""
+    """Return begin and end padding of the two image axes for `pad_type`."""
     if pad_type == "custom":
         return _ints(pad)
     if pad_type == "valid":
@@ -101,7 +101,7 @@ def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = 
 
 def attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
-) -> Tensor:  # [B, heads, N, d]; torch's own has no rule for vmap
+) -> Tensor:  # [B, heads, N, d]; torch's function has no rule for vmap
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     weights: Tensor = (scores if attn_mask is None else scores + attn_mask).softmax(-1)
     return weights @ value
@@ -186,7 +186,7 @@ def concat(values: Sequence[Tensor], axis: int, interleave: bool = False) -> Ten
 
 
 def cast(x: Tensor, dtype: str) -> Tensor:
-    """Numbers stay in float32; the evaluator rounds to the declared type."""
+    """Return the numbers in float32; the evaluator rounds them to the declared type."""
     return x.trunc() if dtype.startswith(("int", "uint")) else x
 
 
@@ -268,4 +268,4 @@ OPS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
         )
     ),
 }
-"""MIL operation → what it computes."""
+"""MIL operation → its implementation."""

@@ -1,4 +1,4 @@
-"""A saved Core ML package, read back from disk as plain operations with decompressed constants."""
+"""Read a saved Core ML package as plain operations with decompressed constants."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError
+from edgekd.core.errors import EdgekdError, optional
 from edgekd.export.onnx.write import quiet
 
 WEIGHTS = Path("Data") / "com.apple.CoreML" / "weights"
-"""Where a package keeps its weights."""
+"""Folder of the weights in a package."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,18 @@ class Op:
     """One operation of a MIL program."""
 
     kind: str
-    """MIL's name of the operation, for example `conv`."""
+    """Name of the operation in MIL, for example `conv`."""
     name: str
-    """The layer's name in the program, and in a report."""
+    """Name of the layer in the program."""
     inputs: dict[str, Value]
     outputs: tuple[str, ...]
     dtypes: tuple[str, ...]
-    """Declared type of each output: `fp16`, `fp32`, `int8`, `int32`, …; Core ML stores it so."""
+    """Declared type of each output: `fp16`, `fp32`, `int8`, `int32`, …"""
     shapes: tuple[tuple[int, ...], ...]
 
     @property
     def reads(self) -> set[str]:
-        """The computed values that it reads."""
+        """Return the names of its computed inputs."""
         values = [
             item
             for value in self.inputs.values()
@@ -54,17 +54,17 @@ class Op:
 
 @dataclass(frozen=True)
 class MilProgram:
-    """The `main` function of an `.mlpackage`, in the order in which it runs."""
+    """The `main` function of an `.mlpackage`, in execution order."""
 
     input_name: str
     input_shape: tuple[int, ...]
-    """`[1, 3, H, W]`, the image's pixels from 0 to 255."""
+    """`[1, 3, H, W]`, pixels from 0 to 255."""
     ops: tuple[Op, ...]
     outputs: tuple[str, ...]
 
     @property
     def logits(self) -> str:
-        """The tensor that enters the last softmax of a classifier; the one output of a program without classes."""
+        """Return the input of the last softmax of a classifier, or the output of a program without classes."""
         name = self.outputs[0]
         if any(op.kind == "classify" for op in self.ops):
             softmax = [op for op in self.ops if op.kind == "softmax" and op.reads]
@@ -81,10 +81,9 @@ class MilProgram:
 
 
 def read_program(package: Path) -> MilProgram:
-    """Load an `.mlpackage` from disk: its MIL program with every weight decompressed as Core ML would.
+    """Load the MIL program of an `.mlpackage`, with every weight decompressed as in Core ML.
 
-    Raises:
-        EdgekdError: coremltools is missing, no such package, not an ML program, or one that cannot be read.
+    It is an `EdgekdError` without coremltools, and for a package that is missing, unreadable or no ML program.
     """
     package = Path(package)
     coremltools = import_coremltools()
@@ -99,7 +98,7 @@ def read_program(package: Path) -> MilProgram:
             spec = coremltools.models.utils.load_spec(str(package))
             if spec.WhichOneof("Type") != "mlProgram":
                 raise EdgekdError(
-                    f"{package} holds no ML program.", "Export it again with --target coreml."
+                    f"{package} has no ML program.", "Export it again with --target coreml."
                 )
             loaded = load(
                 spec,
@@ -108,7 +107,7 @@ def read_program(package: Path) -> MilProgram:
             )
     except EdgekdError:
         raise
-    except Exception as error:  # protobuf, blob reader and type inference share no other base
+    except Exception as error:  # protobuf, blob reader and type inference have no other common base
         raise EdgekdError(
             f"{package} cannot be read as a Core ML package ({error}).", "Export it again."
         ) from error
@@ -124,20 +123,13 @@ def read_program(package: Path) -> MilProgram:
 
 
 def import_coremltools() -> Any:
-    """Return coremltools, without its remarks about versions and macOS; an `EdgekdError` where it is missing."""
-    try:
-        with quiet():
-            import coremltools
-    except ImportError as error:
-        raise EdgekdError(
-            "The Core ML target needs coremltools, which is not installed here.",
-            'Install it: pip install "edgekd[coreml]", or pip install coremltools.',
-        ) from error
-    return coremltools
+    """Return coremltools, without its remarks about versions and macOS; it is `NotHere` where it is missing."""
+    with quiet():
+        return optional("coremltools", "coreml", "The Core ML target")
 
 
 def _is_stored(op: Any) -> bool:
-    """Return whether an operation is a weight in compressed form; Core ML expands it when it loads the model."""
+    """Return whether an operation is a compressed weight, which Core ML expands when it loads the model."""
     return bool(op.op_type.startswith("constexpr_"))
 
 
@@ -161,87 +153,8 @@ def _value(var: Any) -> Ref | Constant:
     if var.op is None or not (var.op.op_type == "const" or _is_stored(var.op)):
         return Ref(var.name)
     if _is_stored(var.op):
-        return decompress(var.op)
+        return np.asarray(var.op.materialized_val_inference())
     value = var.val
     if isinstance(value, np.ndarray | str | bool | int | float) or value is None:
         return value
     return value.item() if isinstance(value, np.generic) else None  # class labels: a type of MIL's
-
-
-def decompress(op: Any) -> NDArray[Any]:
-    """Return the weights that a `constexpr_*` operation stands for, by the formulas of MIL's specification.
-
-    Written out here and not taken from coremltools, which compressed them: the check must not share its mistakes.
-
-    Raises:
-        EdgekdError: another kind of compression.
-    """
-    given: dict[str, Any] = {
-        name: _value(var) for name, var in op.inputs.items() if var is not None
-    }
-    kind = op.op_type
-    if kind == "constexpr_affine_dequantize":
-        return _affine(
-            given["quantized_data"], given["scale"], given["zero_point"], int(given["axis"])
-        )
-    if kind == "constexpr_blockwise_shift_scale":
-        return _blockwise(given["data"], given["scale"], given.get("offset"))
-    if kind == "constexpr_lut_to_dense":
-        lut, indices = given["lut"], given["indices"]
-        if "shape" not in given:
-            return _grouped_lut(indices, lut)
-        shape = tuple(np.asarray(given["shape"]).astype(int))  # iOS 16: one table, packed indices
-        return np.asarray(
-            lut[_unpack(indices, int(np.log2(lut.size)), int(np.prod(shape)))].reshape(shape)
-        )
-    if kind == "constexpr_cast":
-        return np.asarray(given["source_val"], dtype=np.float32)
-    raise EdgekdError(
-        f"The reference evaluator cannot decompress {kind} (of {op.name}).",
-        "It reads INT8, block-wise and palettized weights.",
-    )
-
-
-def _affine(data: NDArray[Any], scale: Any, zero_point: Any, axis: int) -> NDArray[Any]:
-    """`scale · (data − zero_point)`, with one scale, or one per index of `axis`; the result has the scale's type."""
-    scale, shape = np.asarray(scale), [1] * data.ndim
-    if scale.ndim:
-        shape[axis] = -1
-    shifted = data.astype(np.float32) - np.asarray(zero_point, dtype=np.float32).reshape(shape)
-    return np.asarray((shifted * scale.astype(np.float32).reshape(shape)).astype(scale.dtype))
-
-
-def _blockwise(
-    data: NDArray[Any], scale: NDArray[Any], offset: NDArray[Any] | None
-) -> NDArray[Any]:
-    """`scale · (data − offset)`; a scale holds for a block of `data.shape[d] / scale.shape[d]` values along each d."""
-
-    def spread(values: NDArray[Any]) -> NDArray[np.float32]:
-        values = values.astype(np.float32)
-        for axis, (n, m) in enumerate(zip(data.shape, values.shape, strict=True)):
-            values = np.repeat(values, n // m, axis=axis)
-        return values
-
-    shifted = data.astype(np.float32) - (0 if offset is None else spread(offset))
-    return (shifted * spread(scale)).astype(scale.dtype)
-
-
-def _unpack(packed: NDArray[Any], n_bits: int, count: int) -> NDArray[np.int64]:
-    """Return `count` numbers of `n_bits` each, packed from the least significant bit on."""
-    bits = np.unpackbits(packed.astype(np.uint8).ravel(), bitorder="little")[: n_bits * count]
-    powers = 1 << np.arange(n_bits)
-    return np.asarray(bits.reshape(count, n_bits).astype(np.int64) @ powers)
-
-
-def _grouped_lut(indices: NDArray[Any], lut: NDArray[Any]) -> NDArray[Any]:
-    """iOS 18: `lut [g0, …, gk, palettes, vector]` has one table per block of the indices, `[n0, …, nk]`."""
-    if lut.shape[-1] != 1:
-        raise EdgekdError(
-            "The reference evaluator cannot expand vector palettes.", "Palettize scalar values."
-        )
-    blocks = []
-    for axis, (n, groups) in enumerate(zip(indices.shape, lut.shape[:-2], strict=True)):
-        shape = [1] * indices.ndim
-        shape[axis] = n
-        blocks.append((np.arange(n) // (n // groups)).reshape(shape))
-    return np.asarray(lut[(*blocks, indices.astype(np.int64), 0)])

@@ -1,4 +1,4 @@
-"""Where half precision would hurt: the range of every operation's result on real images, before anything is rounded."""
+"""Range analysis for half precision: the ranges of all results of a float32 program on real images."""
 
 from __future__ import annotations
 
@@ -13,37 +13,34 @@ from torch import Tensor
 
 from edgekd.core.errors import EdgekdError
 from edgekd.export.mil.evaluate import evaluate
-from edgekd.export.mil.program import MilProgram, Op
+from edgekd.export.mil.program import MilProgram
 
 FP16_MAX = 65504.0
 FP16_MIN_NORMAL = 2.0**-14
-"""Smaller numbers lose digits in half precision, and an accelerator may take them for zero."""
+"""Smallest normal number; below it half precision loses digits, and an accelerator may flush to zero."""
 MAX_ROUNDING = 0.01
-"""Share of a tensor's length that rounding may move. Half precision moves 0.0003 where all numbers are in range."""
+"""Maximum relative rounding error of a tensor. It is 0.0003 in half precision if all numbers are in range."""
 
 
 @dataclass(frozen=True)
 class Hazard:
-    """A layer whose result half precision cannot hold."""
+    """A layer whose result does not fit half precision."""
 
     layer: str
     op: str
-    kind: Literal["overflow", "underflow", "sum"]
-    """Too large; too small; or in range, but made of a sum that is not."""
+    kind: Literal["overflow", "underflow"]
     largest: float
-    """Largest magnitude: of the result, or of the sum inside."""
+    """Largest magnitude of the result."""
     rounding: float
-    """Share of the result's length that rounding moves, infinity for an overflow."""
+    """Relative rounding error of the result, infinity for an overflow."""
 
     @property
     def sentence(self) -> str:
-        what = {
-            "overflow": f"reaches {self.largest:.3g}, above half precision's 65504",
-            "underflow": f"loses {100 * self.rounding:.0f} % in half precision: its largest value is "
-            f"{self.largest:.2g}",
-            "sum": f"sums up to {self.largest:.3g} inside, above half precision's 65504",
-        }
-        return f"{self.layer} ({self.op}) {what[self.kind]}"
+        what = f"reaches {self.largest:.3g}, above half precision's 65504"
+        if self.kind == "underflow":
+            lost = f"{100 * self.rounding:.0f} %"
+            what = f"loses {lost} in half precision: its largest value is {self.largest:.2g}"
+        return f"{self.layer} ({self.op}) {what}"
 
     def as_json(self) -> dict[str, Any]:
         values = asdict(self)
@@ -52,7 +49,7 @@ class Hazard:
 
 @dataclass(frozen=True)
 class Ranges:
-    """What half precision would do to each layer of a program, and the program's logits on the same images."""
+    """Ranges and half-precision hazards of a program's layers, and its logits on the same images."""
 
     hazards: tuple[Hazard, ...]
     lows: dict[str, float]
@@ -65,10 +62,8 @@ class Ranges:
 def measure_ranges(program: MilProgram, images: NDArray[np.uint8]) -> Ranges:
     """Run `program` in float32 on RGB uint8 `[B, H, W, 3]` and measure every result.
 
-    Numbers below the smallest normal one count as lost, since an accelerator may flush them to zero.
-
-    Raises:
-        EdgekdError: the program gives numbers that are not finite even in float32.
+    Numbers below the smallest normal one count as lost, since an accelerator may flush them to zero. Results that are
+    not finite even in float32 are an `EdgekdError`.
     """
     name = program.logits
     outputs, seen = evaluate(program, images, [name], "float32", _statistics)
@@ -76,7 +71,7 @@ def measure_ranges(program: MilProgram, images: NDArray[np.uint8]) -> Ranges:
     for op in program.ops:
         if op.name not in seen:
             continue
-        low, high, error, power, inner = seen[op.name].astype(np.float64).T  # [B] each
+        low, high, error, power = seen[op.name].astype(np.float64).T  # [B] each
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise EdgekdError(
                 f"The layer {op.name} gives numbers that are not finite on real images, in full precision too.",
@@ -84,7 +79,7 @@ def measure_ranges(program: MilProgram, images: NDArray[np.uint8]) -> Ranges:
             )
         for output in op.outputs:
             lows[output], highs[output] = float(low.min()), float(high.max())
-        largest, largest_sum = float(max(-low.min(), high.max())), float(inner.max())
+        largest = float(max(-low.min(), high.max()))
         units = np.maximum(-low, high) ** 2
         total = float((power * units).sum())
         rounding = float(np.sqrt((error * units).sum() / total)) if total > 0 else 0.0
@@ -92,41 +87,25 @@ def measure_ranges(program: MilProgram, images: NDArray[np.uint8]) -> Ranges:
             hazards.append(Hazard(op.name, op.kind, "overflow", largest, float("inf")))
         elif rounding > MAX_ROUNDING:
             hazards.append(Hazard(op.name, op.kind, "underflow", largest, rounding))
-        elif largest_sum > FP16_MAX:
-            hazards.append(Hazard(op.name, op.kind, "sum", largest_sum, rounding))
     return Ranges(tuple(hazards), lows, highs, outputs[name].reshape(len(images), -1))
 
 
 def layers_to_keep(program: MilProgram, hazards: Iterable[Hazard]) -> set[str]:
-    """Return the layers that must stay in float32: those whose result half precision cannot hold, and their readers.
-
-    A sum inside a layer is not among the reasons: engines add up in wider numbers than they store, as far as is known.
-    """
-    bad = {hazard.layer for hazard in hazards if hazard.kind != "sum"}
+    """Return the layers that must stay in float32: those whose result half precision cannot hold, and their readers."""
+    bad = {hazard.layer for hazard in hazards}
     tensors = {output for op in program.ops if op.name in bad for output in op.outputs}
     return {op.name for op in program.ops if op.name in bad or tensors & op.reads}
 
 
-def _statistics(op: Op, given: dict[str, Any], outputs: tuple[Tensor, ...]) -> Tensor:
-    """Return float32 `[5]`: smallest, largest, what rounding moves, the length, and the largest sum inside.
+def _statistics(outputs: tuple[Tensor, ...]) -> Tensor:
+    """Return float32 `[4]`: smallest, largest, what rounding moves, and the length.
 
-    The third and the fourth are mean squares in units of the largest magnitude, so that neither tiny nor huge numbers
-    leave float32's range when they are squared.
+    The last two are mean squares in units of the largest magnitude, so that neither tiny nor huge numbers leave
+    float32's range when they are squared.
     """
     x = torch.cat([output.flatten() for output in outputs])
     half = x.clamp(-FP16_MAX, FP16_MAX).half().float()
     rounded = torch.where(x.abs() < FP16_MIN_NORMAL, 0.0, half)
     unit = x.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
     error, power = ((x - rounded) / unit).square().mean(), (x / unit).square().mean()
-    return torch.stack([x.amin(), x.amax(), error, power, _largest_sum(op, given, x)])
-
-
-def _largest_sum(op: Op, given: dict[str, Any], output: Tensor) -> Tensor:
-    """Return the largest total that the operation would pass through if it added before it divided."""
-    if op.kind not in ("reduce_mean", "layer_norm"):
-        return torch.zeros(())
-    x: Tensor = given["x"]
-    axes = [int(axis) for axis in np.atleast_1d(given["axes"])]
-    if op.kind == "reduce_mean":
-        return output.abs().amax() * float(np.prod([x.shape[axis] for axis in axes]))
-    return (x - x.mean(axes, keepdim=True)).square().sum(axes).amax()
+    return torch.stack([x.amin(), x.amax(), error, power])

@@ -1,1 +1,1 @@
-"""ONNX files: written from a network, edited, and evaluated."""
+"""Write, edit and evaluate ONNX files."""

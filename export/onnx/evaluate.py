@@ -1,4 +1,4 @@
-"""The output of an ONNX file: as it is written, operator by operator, or as ONNX Runtime runs it. Needs no torch."""
+"""Predictors for ONNX files, operator by operator or optimised by ONNX Runtime, without torch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.session import feed_for
 
 ONNX_FILE = "model.onnx"
+EVALUATED_BY = "ONNX of the engine, run by ONNX Runtime; the engine itself was not run here"
 
 
 def onnx_evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
-    """Return the ONNX file as it is written, run by ONNX Runtime on the CPU.
+    """Return the ONNX file as it is written, run by ONNX Runtime on the CPU; `feed` makes its input of pixels.
 
     Without graph optimisation: that would drop roundings to half precision and quantize biases, which no engine does.
-
-    Args:
-        feed: uint8 `[B, H, W, 3]` → the file's input.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -31,7 +29,7 @@ def onnx_evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
 
 
 def runtime_evaluator(path: Path) -> Predictor:
-    """Return an ONNX file that takes pixels, as ONNX Runtime runs it on one CPU thread."""
+    """Return a predictor for an ONNX file with uint8 input in ONNX Runtime on one CPU thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return _evaluator(path, options, as_pixels)
@@ -39,7 +37,7 @@ def runtime_evaluator(path: Path) -> Predictor:
 
 def _evaluator(path: Path, options: onnxruntime.SessionOptions, feed: Feed) -> Predictor:
     options.log_severity_level = 4
-    # From bytes: the file is renamed with its folder while this is alive.
+    # Loaded from bytes, since the file is renamed with its folder while the session is open.
     session = onnxruntime.InferenceSession(
         path.read_bytes(), options, providers=["CPUExecutionProvider"]
     )
@@ -51,6 +49,7 @@ def _evaluator(path: Path, options: onnxruntime.SessionOptions, feed: Feed) -> P
     return run
 
 
-def reference(artifact: Artifact, folder: Path) -> Predictor:
-    """Return the ONNX file in an artifact's folder as ONNX Runtime computes it."""
-    return onnx_evaluator(folder / ONNX_FILE, feed_for(artifact.model_dump(mode="json")))
+def reference(artifact: Artifact, folder: Path) -> tuple[Predictor, str]:
+    """Return the ONNX file in an artifact's folder as ONNX Runtime computes it, and what that is."""
+    feed = feed_for(artifact.model_dump(mode="json"))
+    return onnx_evaluator(folder / ONNX_FILE, feed), EVALUATED_BY

@@ -1,8 +1,8 @@
-"""ONNX graphs: look-ups (what writes and reads a tensor, its shape and value, layers) and edits of whole files.
+"""Helpers for ONNX graphs: look-ups (producers, consumers, shapes, values, layers) and edits of whole files.
 
-A finished file is edited, not the network: up to the last step pixels go in, so calibration, searches and training are
-the same for files that take floats or pictures of any size. In every precision the normalisation stays in float, ahead
-of the first layer and of the first rounding, so what is cut off is the same for all.
+Input variants are made by editing the finished file, so calibration and searches are the same for files that take
+floats or pictures of any size. In every precision the normalisation is in float, before the first layer and the first
+rounding, so the removed part is the same for all.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _FILTERS = {
     "bilinear": 'mode = "linear", antialias = 1, exclude_outside = 1',
     "bicubic": 'mode = "cubic", antialias = 1, exclude_outside = 1, cubic_coeff_a = -0.5',
 }
-"""Attributes of Resize that are Pillow's filters."""
+"""Attributes of Resize that correspond to Pillow's filters."""
 _ROWS_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
-"""Whether Pillow resizes the vertical axis first where it loses by far more pixels."""
+"""Whether Pillow resizes the vertical axis first if it shrinks by far more pixels."""
 _NORMALISING = ("Cast", "Reshape", "Mul", "Add", "Transpose")
 
 
 class Graph:
-    """Maps over the graph of `model`, as it is at this moment.
+    """Maps over the current graph of `model`.
 
     Args:
-        model: with shapes inferred, where shapes are wanted.
+        model: with inferred shapes, if shapes are needed.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -61,7 +61,7 @@ class Graph:
         }
 
     def shape(self, name: str) -> list[int]:
-        """Return a tensor's shape with 0 for a free dimension; empty where it is unknown."""
+        """Return a tensor's shape with 0 for free dimensions, or an empty list if it is unknown."""
         if name in self.constants:
             return list(self.constants[name].dims)
         info = self._infos.get(name)
@@ -78,11 +78,11 @@ class Graph:
         return value
 
     def set_value(self, name: str, value: NDArray[Any]) -> None:
-        """Set a constant's value, and with it its shape and type."""
+        """Set a constant's value, shape and type."""
         self.constants[name].CopyFrom(onnx.numpy_helper.from_array(value, name))
 
     def add_constant(self, name: str, value: NDArray[Any]) -> str:
-        """Add a constant where there is none of this name; return the name."""
+        """Add a constant if there is none of this name; return the name."""
         if name not in self.constants:
             self.proto.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
             self.constants[name] = self.proto.initializer[-1]
@@ -91,7 +91,8 @@ class Graph:
     def dequantizer(
         self, name: str, integers: NDArray[Any], scales: NDArray[Any], axis: int
     ) -> NodeProto:
-        """Store integers, one scale for each channel along `axis`; return the node that reads them as `name/read`."""
+        """Store integers with one scale per channel along `axis`; return the node that dequantizes them to
+        `name/read`."""
         parts = {
             "integers": integers,
             "scales": scales,
@@ -106,7 +107,7 @@ class Graph:
         return [name for name in node.input if name and name not in self.constants]
 
     def only_reader(self, name: str) -> NodeProto | None:
-        """Return the one node that reads a tensor; None where several do, or the caller of the graph."""
+        """Return the only consumer of a tensor; None if there are several, or if it is an output."""
         found = self.readers.get(name, [])
         return found[0] if len(found) == 1 and name not in self.outputs else None
 
@@ -146,7 +147,7 @@ def channel_rows(weight: NDArray[Any], axis: int) -> NDArray[Any]:
 
 
 def as_int8(weight: NDArray[Any], scales: NDArray[Any], axis: int) -> NDArray[np.int8]:
-    """Return a weight in steps of `scales`, one for each channel along `axis`, -127 to 127."""
+    """Quantize a weight to -127…127 with one scale per channel along `axis`."""
     shape = [1] * weight.ndim
     shape[axis] = -1
     steps = np.round(weight / scales.reshape(shape))
@@ -161,14 +162,14 @@ def copied(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[NodeProto]) -> None:
-    """Make `nodes`, some of which may be the graph's own, the nodes of a graph."""
+    """Replace the nodes of a graph by `nodes`, which may include existing ones."""
     taken = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(taken)
 
 
 def rename_input(nodes: Iterable[NodeProto], old: str, new: str) -> None:
-    """Make every node that reads the tensor `old` read `new`."""
+    """Rename the input tensor `old` of all nodes to `new`."""
     for node in nodes:
         for place, name in enumerate(node.input):
             if name == old:
@@ -176,7 +177,7 @@ def rename_input(nodes: Iterable[NodeProto], old: str, new: str) -> None:
 
 
 def drop_unused(model: onnx.ModelProto) -> None:
-    """Remove constants that no node reads, in place."""
+    """Remove unused constants, in place."""
     used = {name for node in model.graph.node for name in node.input}
     used |= {output.name for output in model.graph.output}
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
@@ -184,7 +185,7 @@ def drop_unused(model: onnx.ModelProto) -> None:
 
 
 def sorted_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return `model` with every node behind those that it reads, changed in place."""
+    """Sort the nodes of `model` topologically, in place, and return it."""
     from onnxruntime.quantization.onnx_model import ONNXModel
 
     wrapped = ONNXModel(model)
@@ -194,15 +195,15 @@ def sorted_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of `model` that computes in float16, between its uint8 input and its float32 output.
+    """Return a copy of `model` that computes in float16 between its uint8 input and its float32 output.
 
-    Half the size. ONNX Runtime's CPU kernels convert to float32 and back, 3 to 4 times slower than FP32: the file is
-    meant for engines that compute in half precision.
+    It has half the size. ONNX Runtime's CPU kernels convert to float32 and back, 3 to 4 times slower than FP32, so the
+    file is for engines that compute in half precision.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # advice about numbers that round to 0
+    logging.disable(logging.WARNING)  # warnings about numbers that round to 0
     try:
         half = convert_float_to_float16(copied(model), keep_io_types=True)
     finally:
@@ -211,22 +212,19 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def rewrite(source: Path, out: Path, edit: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
-    """Write an edited ONNX file to `out`, which may be `source`, if ONNX's checker takes it."""
+    """Write an edited ONNX file to `out`, which may be `source`, after ONNX's check."""
     model = edit(onnx.load(source))
     onnx.checker.check_model(model)
     onnx.save(model, out)
 
 
 def with_resize(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
-    """Return a copy of `model`, which takes uint8 `[batch, size, size, 3]`, that resizes as `data.resize` does.
+    """Return a copy of `model` (uint8 `[batch, size, size, 3]`) that first resizes as `data.resize` does.
 
     ONNX Runtime's antialiased Resize of uint8 has Pillow's filters and its fixed-point sums: one axis at a time it
     gives Pillow's bytes, but for a rare step of 1 (bicubic) or a few of them (bilinear). Pillow 13 takes the vertical
-    axis first where it loses more than twice as many pixels as the other, earlier releases never; the graph follows
-    the Pillow that exports.
-
-    Raises:
-        EdgekdError: another interpolation than bicubic and bilinear.
+    axis first where it loses more than twice as many pixels as the other, earlier releases never; the graph follows the
+    Pillow that exports. Other interpolations are an `EdgekdError`.
     """
     if preprocess.interpolation not in _FILTERS:
         raise EdgekdError(
@@ -249,7 +247,7 @@ def with_resize(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelPro
 
 
 def _resize_text(preprocess: Preprocess) -> str:
-    """Return the graph from `resize_picture` to `resize_done` in ONNX's text form; sizes are int64 `[1]`."""
+    """Return the graph from `resize_picture` to `resize_done` in ONNX's text format; sizes are int64 `[1]`."""
     size, crop = preprocess.size, preprocess.resize == "crop"
     how = _FILTERS[preprocess.interpolation] + ', coordinate_transformation_mode = "half_pixel"'
     rows = "Div (short_h, least)" if crop else "Identity (short)"
@@ -297,10 +295,9 @@ pixels (uint8[batch, height, width, 3] picture) => (uint8[batch, {size}, {size},
 
 
 def with_float_input(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of `model`, which takes uint8 `[batch, H, W, 3]`, that takes its first layer's input, as float32.
+    """Return a copy of `model` (uint8 `[batch, H, W, 3]`) that takes the float32 input of its first layer instead.
 
-    Raises:
-        EdgekdError: a graph that does anything else with its pixels.
+    A graph that does anything else with its pixels is an `EdgekdError`.
     """
     cut = copied(model)
     graph = cut.graph
@@ -331,7 +328,7 @@ def with_float_input(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _normalisation(graph: Graph, image: str) -> tuple[list[NodeProto], int]:
-    """Return the nodes from the pixels to the planes, and the planes' type."""
+    """Return the nodes from the pixels to the normalised planes, and the type of the planes."""
     path: list[NodeProto] = []
     name, kind = image, TensorProto.UINT8
     while not path or path[-1].op_type != "Transpose":
@@ -349,13 +346,13 @@ def _normalisation(graph: Graph, image: str) -> tuple[list[NodeProto], int]:
 
 
 def _reads_batch(node: NodeProto) -> bool:
-    """Return whether a node reads the size of the first axis, the same before and after the normalisation."""
+    """Return whether a node reads the batch size, which the normalisation does not change."""
     first_axis = attribute(node, "start", 0) == 0 and attribute(node, "end") == 1
     return bool(node.op_type == "Shape" and first_axis)
 
 
 def _unknown(node: NodeProto) -> EdgekdError:
     return EdgekdError(
-        f"The normalisation cannot be taken out of this graph: {node.op_type} {node.name} is not what follows pixels.",
+        f"The normalisation cannot be removed from this graph because of the {node.op_type} {node.name}.",
         "Leave out --input float.",
     )

@@ -1,4 +1,4 @@
-"""The deployable graph as one ONNX file: dynamic batch, uint8 in, no trace of the machine that made it."""
+"""Write the deployable graph as one ONNX file with a dynamic batch, and without traces of the local machine."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from edgekd.core.errors import EdgekdError, first_line
 
 OPSET = 20
-"""The newest opset that ONNX Runtime's and NNCF's quantizers both take."""
+"""The newest opset supported by the quantizers of ONNX Runtime and NNCF."""
 _MAX_BYTES = 2_000_000_000  # protobuf refuses 2 GiB; graph and metadata need some room
 
 
 class _GlobalMean(nn.Module):
-    """`AdaptiveAvgPool2d(1)`, whose own decomposition exports as ten shape computations and a Gather."""
+    """Replacement of `AdaptiveAvgPool2d(1)`, which exports as ten shape computations and a Gather."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3), keepdim=True)  # [B, d, 1, 1]
@@ -34,17 +34,13 @@ def export_onnx(
 ) -> None:
     """Write `model` to `path`: input `image` uint8 `[batch, size, size, 3]`, output float32 `[batch, …]`.
 
-    Args:
-        model: a `Deployable`; it is put in eval mode in a copy, and stays as it is.
-        metadata: the file's `metadata_props`, and the only metadata in it: the exporter's own would carry source paths.
-
-    Raises:
-        EdgekdError: an operator without ONNX counterpart, or a model beyond ONNX's 2 GB.
+    `metadata` becomes the file's only `metadata_props`: the exporter's own would carry source paths. An operator
+    without ONNX counterpart, and a model beyond ONNX's 2 GB, are an `EdgekdError`.
     """
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if n_bytes > _MAX_BYTES:
         raise EdgekdError(
-            f"The model has {n_bytes / 1e9:.1f} GB of weights, and one ONNX file holds at most 2 GB.",
+            f"The model has {n_bytes / 1e9:.1f} GB of weights, but an ONNX file can have at most 2 GB.",
             "Choose a smaller student.",
         )
     plain = _with_plain_pooling(copy.deepcopy(model).cpu().eval())
@@ -52,7 +48,7 @@ def export_onnx(
     try:
         proto = to_proto(plain, inputs, output)
     except EdgekdError:
-        # Attention within windows: torch's fused attention needs a batch size that is known ahead.
+        # Attention within windows: torch's fused attention needs a fixed batch size.
         if not _unfuse_attention(plain):
             raise
         proto = to_proto(plain, inputs, output)
@@ -61,13 +57,10 @@ def export_onnx(
 
 
 def to_proto(model: nn.Module, inputs: Mapping[str, Tensor], output: str) -> onnx.ModelProto:
-    """Return the ONNX graph of `model`, in eval mode, with a free batch and no trace of this machine.
+    """Return the ONNX graph of `model`, in eval mode, with a free batch and without traces of this machine.
 
-    Args:
-        inputs: name → example, in the order of the model's arguments.
-
-    Raises:
-        EdgekdError: an operator without ONNX counterpart.
+    `inputs` are examples by name, in the order of the model's arguments. An operator without ONNX counterpart is an
+    `EdgekdError`.
     """
     try:
         with quiet():
@@ -101,7 +94,7 @@ def save_checked(proto: onnx.ModelProto, path: Path, metadata: dict[str, str]) -
 
 
 def _unfuse_attention(model: nn.Module) -> bool:
-    """Let timm's attention compute its products one by one, in place; return whether there was any."""
+    """Disable fused attention in timm's layers, in place; return whether there were any."""
     fused: list[Any] = [
         module for module in model.modules() if getattr(module, "fused_attn", False)
     ]
@@ -111,10 +104,10 @@ def _unfuse_attention(model: nn.Module) -> bool:
 
 
 def sizes_from_floats(proto: onnx.ModelProto) -> None:
-    """Read the batch size from the image's float copy instead of the uint8 input, in place.
+    """Read the batch size from the float copy of the image instead of the uint8 input, in place.
 
-    A transformer's class token is repeated once per image, so its graph reads the batch size; TensorRT lets a uint8
-    input feed nothing but a Cast.
+    The graph of a transformer reads the batch size to repeat the class token. TensorRT allows a uint8 input to feed
+    only a Cast.
     """
     graph = proto.graph
     image = graph.input[0].name
@@ -126,7 +119,7 @@ def sizes_from_floats(proto: onnx.ModelProto) -> None:
     for node in graph.node:
         if node.op_type == "Shape" and node.input[0] == image:
             node.input[0] = cast.output[0]
-    # It needs nothing but the input, so it may come before everything that reads it now.
+    # It depends only on the input, so it can be moved before all its consumers.
     first = onnx.NodeProto()
     first.CopyFrom(cast)
     graph.node.remove(cast)
@@ -134,7 +127,7 @@ def sizes_from_floats(proto: onnx.ModelProto) -> None:
 
 
 def strip_metadata(proto: onnx.ModelProto) -> None:
-    """Remove every `metadata_props` and `doc_string` of a model, in place: they hold stack traces with local paths."""
+    """Remove every `metadata_props` and `doc_string` of a model, in place, since they have local paths."""
     holders: list[Any] = [proto, *proto.functions]
     for graph in (proto.graph, *proto.functions):
         holders += [*graph.node, *graph.value_info]
@@ -153,7 +146,7 @@ def _with_plain_pooling(model: nn.Module) -> nn.Module:
 
 
 def _cause(error: Exception) -> str:
-    """Return the innermost cause, in one line: the exporter's own message is a page of advice."""
+    """Return the innermost cause in one line, since the exporter's message is very long."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -161,24 +154,17 @@ def _cause(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def unprinted() -> Iterator[None]:
-    """Hide what is printed and warned; errors come as exceptions."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hide what the exporter prints, logs and warns; what it raises comes through."""
+    """Hide the exporter's output, logs and warnings, but not its exceptions."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with unprinted():
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)

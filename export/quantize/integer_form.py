@@ -17,18 +17,9 @@ from edgekd.export.onnx.graphs import Graph, attribute, replace_nodes, set_attri
 LANES = 16
 """Channels that one step of the depthwise int8 kernels takes."""
 _SAME_CHANNELS = (
-    "AveragePool",
-    "Clip",
-    "Elu",
-    "Gelu",
-    "GlobalAveragePool",
-    "HardSigmoid",
-    "HardSwish",
-    "LeakyRelu",
-    "MaxPool",
-    "Relu",
-    "Sigmoid",
-)
+    "AveragePool", "Clip", "Elu", "Gelu", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool",
+    "Relu", "Sigmoid",
+)  # fmt: skip
 
 
 def integer_form(model: onnx.ModelProto, *, padded: bool = True) -> onnx.ModelProto:

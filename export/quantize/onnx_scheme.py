@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from edgekd.export.onnx.graphs import WEIGHTED_OPS, Graph, channel_rows, copied
+from edgekd.export.onnx.graphs import WEIGHTED_OPS, Graph, copied
 from edgekd.export.quantize.calibration import (
     PERCENTILE,
     Calibrator,
@@ -27,7 +27,7 @@ from edgekd.export.quantize.calibration import (
     observe,
     touched,
 )
-from edgekd.export.quantize.scheme import Scheme, relative_error
+from edgekd.export.quantize.search import Scheme
 
 WeightScales = tuple[int, NDArray[Any]]
 """The axis of a weight's output channels, and the scale of each."""
@@ -70,8 +70,10 @@ class OnnxScheme(Scheme[Calibrated]):
         """Return how a layer's weight is rounded; None for one that stays in float."""
 
     @abstractmethod
-    def quantized_layers(self, calibrated: Calibrated, in_float: Collection[str]) -> list[str]:
-        """Return the names of the layers that become integer where the nodes `in_float` do not."""
+    def quantized(
+        self, model: onnx.ModelProto, calibrated: Calibrated, in_float: Collection[str]
+    ) -> list[NodeProto]:
+        """Return the nodes of `model` that become integer where the nodes `in_float` do not, in graph order."""
 
     @abstractmethod
     def insert_pairs(
@@ -90,7 +92,7 @@ class OnnxScheme(Scheme[Calibrated]):
         self, fp32: Path, images: NDArray[np.uint8], calibrator: Calibrator = "minmax"
     ) -> Calibrated:
         model = self.prepare(onnx.load(fp32))
-        check_calibration(images, model)
+        check_calibration(images)
         graph = Graph(model)
         in_float = self.float_nodes(graph)
         near = touched(graph, self.ops, in_float)
@@ -108,7 +110,8 @@ class OnnxScheme(Scheme[Calibrated]):
     ) -> dict[str, Any]:
         model = copied(calibrated.model)
         graph = Graph(model)
-        layers = self.quantized_layers(calibrated, in_float)
+        chosen = self.quantized(model, calibrated, in_float)
+        layers = {node.name for node in chosen if node.op_type in WEIGHTED_OPS}
         scales = {
             node.input[1]: found
             for node in graph.layers()
@@ -129,18 +132,8 @@ class OnnxScheme(Scheme[Calibrated]):
             "calibration_images": calibrated.images,
             "corrected_biases": corrected,
             "quantized_layers": len(layers),
-            "float_layers": sorted(weighted - {*layers}),
+            "float_layers": sorted(weighted - layers),
         }
-
-    def weight_errors(self, calibrated: Calibrated) -> Mapping[str, float]:
-        graph, errors = Graph(calibrated.model), {}
-        for node in graph.layers():
-            weight = graph.value(node.input[1])
-            if (found := self.weight_scales(node, weight)) is not None:
-                axis, scale = found
-                rows = channel_rows(weight, axis)
-                errors[node.name] = relative_error(rows, scale.astype(np.float64))
-        return errors
 
 
 def averaged_inputs(graph: Graph, in_float: Collection[str]) -> dict[str, tuple[int, ...]]:
@@ -157,10 +150,8 @@ def correct_biases(graph: Graph, means: Means, scales: Mapping[str, WeightScales
 
     A depthwise kernel has nine weights per channel, so their rounding errors do not average out: every output of the
     channel moves by the error's sum times the mean input. That mean is taken on the calibration images (M. Nagel et
-    al., Data-Free Quantization through Weight Equalization and Bias Correction, 2019, who infer it).
-
-    Args:
-        scales: of the weights that will be rounded, by name. A bias that several layers share stays as it is.
+    al., Data-Free Quantization through Weight Equalization and Bias Correction, 2019, who infer it). A bias that
+    several layers share stays as it is.
     """
     corrected = 0
     for node in graph.proto.node:

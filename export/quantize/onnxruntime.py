@@ -28,7 +28,7 @@ from edgekd.export.quantize.onnx_scheme import (
     between_tokens,
     group_names,
 )
-from edgekd.export.quantize.scheme import Group
+from edgekd.export.quantize.search import Group
 
 _STEM_CHANNELS, _STEM_WEIGHTS = 4, 8192
 """At most, of a first convolution that stays in float."""
@@ -43,7 +43,6 @@ class OnnxRuntimeInt8(OnnxScheme):
     ops = qdq.INTEGER_OPS
     symmetric = False
     rest = "fp32"
-    timed = True
 
     def __init__(self, *, padded: bool = True) -> None:
         self.padded = padded
@@ -75,8 +74,10 @@ class OnnxRuntimeInt8(OnnxScheme):
         axis = output_axis(node, weight.ndim)
         return axis, safe_scales(channel_rows(weight, axis), pairs=pairs)
 
-    def quantized_layers(self, calibrated: Calibrated, in_float: Collection[str]) -> list[str]:
-        return qdq.plan(calibrated.model, {*calibrated.in_float, *in_float}).layers
+    def quantized(
+        self, model: onnx.ModelProto, calibrated: Calibrated, in_float: Collection[str]
+    ) -> list[NodeProto]:
+        return list(qdq.plan(model, {*calibrated.in_float, *in_float}).taken.values())
 
     def insert_pairs(
         self, model: onnx.ModelProto, calibrated: Calibrated, in_float: Collection[str]
@@ -87,15 +88,15 @@ class OnnxRuntimeInt8(OnnxScheme):
 
     def groups(self, calibrated: Calibrated) -> list[Group]:
         """Return layers and additions, each with the activations, pools and products behind it."""
-        taken = qdq.plan(calibrated.model, calibrated.in_float).taken
+        taken = self.quantized(calibrated.model, calibrated, ())
         groups: list[tuple[NodeProto, list[str]]] = []
         after: dict[str, list[str]] = {}  # tensor → the nodes of the group that computes it
         before: dict[str, list[str]] = {}  # tensor → the nodes of the first group that reads it
-        for node in taken.values():
+        for node in taken:
             if node.op_type in _LEADING_OPS:
                 groups.append((node, nodes := [node.name]))
                 before |= {name: nodes for name in node.input if name not in before}
-        for node in taken.values():
+        for node in taken:
             if node.op_type not in _LEADING_OPS:
                 (nodes := after.get(node.input[0]) or before[node.input[0]]).append(node.name)
                 before.setdefault(node.output[0], nodes)

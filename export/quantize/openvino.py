@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError, first_line
+from edgekd.core.errors import EdgekdError, optional
 from edgekd.core.predictor import Predictor
-from edgekd.export.onnx.write import unprinted
+from edgekd.export.onnx.write import quiet
 from edgekd.export.openvino_ir import evaluator, read, save
 from edgekd.export.quantize.calibration import Calibrator
-from edgekd.export.quantize.scheme import Group, Scheme, relative_error
+from edgekd.export.quantize.search import Group, Scheme
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.openvino import load_openvino, reason_of
 
@@ -51,7 +51,6 @@ class OpenVinoInt8(Scheme[Rounded]):
     """
 
     rest = "fp16"
-    timed = True
 
     def __init__(
         self, metadata: Mapping[str, str], feed: Feed = as_pixels, *, embeds: bool = False
@@ -64,9 +63,6 @@ class OpenVinoInt8(Scheme[Rounded]):
         """Return NNCF's post-training quantization with fast bias correction; NNCF chooses the ranges.
 
         Image by image, so memory does not grow with their number beyond a few scalars per activation.
-
-        Raises:
-            EdgekdError: NNCF refuses the model, or its weights are not finite.
         """
         model = read(fp32)
         _refuse_not_finite(model)
@@ -82,7 +78,7 @@ class OpenVinoInt8(Scheme[Rounded]):
             smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
         )
         try:
-            with unprinted():
+            with quiet():
                 rounded = nncf.quantize(
                     model.clone(),
                     nncf.Dataset([images[i : i + 1] for i in range(len(images))], self.feed),
@@ -143,15 +139,6 @@ class OpenVinoInt8(Scheme[Rounded]):
             found.append(Group(label, (name, *movers), kind in _WEIGHTED))
         return found
 
-    def weight_errors(self, calibrated: Rounded) -> dict[str, float]:
-        errors, tiny = {}, np.finfo(np.float32).tiny
-        for node in _layers(calibrated.full):
-            if (constant := _constant(node.input_value(1))) is not None:
-                rows = _rows(node, constant.data).astype(np.float64)
-                scale = np.maximum(np.abs(rows).max(axis=1), tiny) / 127
-                errors[node.get_friendly_name()] = relative_error(rows, scale)
-        return errors
-
     def open(self, path: Path) -> Predictor:
         return evaluator(path, self.feed)
 
@@ -186,19 +173,12 @@ def layers_in_float(model: Any) -> list[str]:
 
 
 def import_nncf() -> Any:
-    """Return the package `nncf`; an `EdgekdError` where it is missing."""
+    """Return the package `nncf`; it is `NotHere` where it is missing."""
     # NNCF reports its use to a server of its makers unless this is set.
     os.environ.setdefault("NNCF_CI", "1")
-    try:
-        with unprinted():
-            import nncf
-
-            nncf.set_log_level(40)
-    except ImportError as error:
-        raise EdgekdError(
-            f"INT8 for OpenVINO needs the package nncf, which cannot be imported ({first_line(error)}).",
-            'Install it: pip install "edgekd[openvino]".',
-        ) from error
+    with quiet():
+        nncf = optional("nncf", "openvino", "INT8 for OpenVINO")
+        nncf.set_log_level(40)
     return nncf
 
 
@@ -302,10 +282,3 @@ def _module(layer: Any) -> str:
         if kind in ("weight", "bias"):
             return str(module).removeprefix("backbone.")
     return ""
-
-
-def _rows(layer: Any, weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the weights of each output channel, float32 `[channels, K]`."""
-    if layer.get_type_name() == "MatMul":
-        return weight if layer.get_attributes()["transpose_b"] else weight.T
-    return weight.reshape(layer.get_output_partial_shape(0)[1].get_length(), -1)

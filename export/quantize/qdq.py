@@ -37,15 +37,8 @@ SATURATING_OPS = ("Relu", "Clip")
 MOVING_OPS = ("Flatten", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """What leaves values as they are, so that bytes go through with their scale."""
 MAP_OPS = (
-    "Add",
-    "AveragePool",
-    "Concat",
-    "GlobalAveragePool",
-    "HardSigmoid",
-    "HardSwish",
-    "Mul",
-    "Sigmoid",
-)
+    "Add", "AveragePool", "Concat", "GlobalAveragePool", "HardSigmoid", "HardSwish", "Mul", "Sigmoid",
+)  # fmt: skip
 """What has an int8 kernel that is faster than float, where its inputs are bytes already."""
 INTEGER_OPS = (*WEIGHTED_OPS, *MAP_OPS, *SATURATING_OPS, *MOVING_OPS)
 _TOKENS = ("Concat", "Add", "Mul", "Sigmoid")
@@ -80,11 +73,6 @@ class Plan:
     """By name, in graph order."""
     rounded: frozenset[str]
     """Activations that are stored as bytes; those that a saturating activation function is taken into are not."""
-
-    @property
-    def layers(self) -> list[str]:
-        """Return the names of the weighted layers among them."""
-        return [name for name, node in self.taken.items() if node.op_type in WEIGHTED_OPS]
 
 
 def plan(model: onnx.ModelProto, in_float: Collection[str]) -> Plan:

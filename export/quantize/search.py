@@ -3,8 +3,7 @@
 Each group, a layer or an addition, is quantized alone and ranked by its effect on the logits, in domain and on
 corrupted images, so the unseen domain takes no part. Then the worst stay in float, as many as the budget needs:
 doubling, then halving the interval, a handful of files. With all of them in float the file is FP32, so no budget is
-out of reach; the cost is reported. Both passes reuse one calibration. The ranking has a time limit and goes in the
-order of the weights' rounding error, so that the suspects are ranked when it ends.
+out of reach; the cost is reported. Both passes reuse one calibration, and both end at a time limit.
 """
 
 from __future__ import annotations
@@ -13,22 +12,23 @@ import dataclasses
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.console import say, warn
-from edgekd.core.errors import EdgekdError, GateFailed
-from edgekd.core.predictor import in_batches
+from edgekd.core.errors import GateFailed
+from edgekd.core.manifest import Precision
+from edgekd.core.predictor import Predictor, in_batches
 from edgekd.export.quantize.calibration import Calibrator
-from edgekd.export.quantize.scheme import C, Group, Scheme
-from edgekd.targets.timing.intervals import percentile
-from edgekd.targets.timing.speed import in_words, speed_of, timed_in_turns
 
+C = TypeVar("C")
+"""All that is known about a model before a file is written."""
 ToLogits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 _RANKING = 16
 """Images of each kind that rank a group: a logit error needs far fewer than an accuracy."""
@@ -40,6 +40,58 @@ _CHECKED, _SURELY = 256, 1.64
 """Other images that the parity check then takes, and the standard errors for passing it 19 times in 20."""
 _NAMED = 8
 """Groups in float that are named on the screen; `artifact.json` has them all."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Nodes that are quantized together or not at all: a layer or an addition, with what follows it.
+
+    Together the groups hold every operation that INT8 changes, so a file whose groups all stay in float is the FP32
+    file.
+    """
+
+    name: str
+    """For people: the module whose weights it holds, the addition after such a module, or the node's own name."""
+    nodes: tuple[str, ...]
+    """Names of its nodes, the leading one first."""
+    weighted: bool
+    """Whether it is a convolution or a matrix product, and so has multiplications to save."""
+
+
+class Scheme(ABC, Generic[C]):
+    """A quantization scheme."""
+
+    rest: ClassVar[Precision]
+    """What the nodes in float compute in."""
+
+    @abstractmethod
+    def calibrate(self, fp32: Path, images: NDArray[np.uint8], calibrator: Calibrator) -> C:
+        """Measure what the file of an FP32 ONNX file needs, on RGB uint8 `[N, H, W, 3]` as the model takes them.
+
+        No or all-alike images, another shape, and activations that are not finite are an `EdgekdError`.
+        """
+
+    @abstractmethod
+    def write(self, calibrated: C, out: Path, *, in_float: Collection[str] = ()) -> dict[str, Any]:
+        """Write the INT8 file, with the nodes named `in_float` in float.
+
+        Returns:
+            For `artifact.json`: method, number of images, what stayed in float.
+        """
+
+    def quantize(
+        self, fp32: Path, out: Path, images: NDArray[np.uint8], calibrator: Calibrator = "minmax"
+    ) -> dict[str, Any]:
+        """Write the INT8 file `out` of an FP32 file; arguments, result and errors as `calibrate` and `write`."""
+        return self.write(self.calibrate(fp32, images, calibrator), out)
+
+    @abstractmethod
+    def groups(self, calibrated: C) -> list[Group]:
+        """Return everything that `write` quantizes, in graph order; no node is in two groups."""
+
+    @abstractmethod
+    def open(self, path: Path) -> Predictor:
+        """Return the output of a file, logits or embeddings, on one thread."""
 
 
 @dataclass(frozen=True)
@@ -97,23 +149,9 @@ def quantize_within(
 ) -> dict[str, Any]:
     """Write the INT8 file `out` with as few groups in float as keep it within `budget`.
 
-    Args:
-        to_logits: the scheme's output → logits, of a file that ends in an embedding.
-
-    Returns:
-        As `Scheme.write`, and `mixed`: what stayed in float, the drops, and what they cost in MB; where the scheme is
-        timed also in ms (p50 of one image on this machine, and why no claim about speed is made, if so), and the time
-        of FP32.
-
-    Raises:
-        GateFailed: FP32 itself is outside the budget: a drop below 0 was requested.
-        EdgekdError: no validation images, or useless calibration images.
+    `to_logits` makes logits of the output of a file that ends in an embedding. Returns as `Scheme.write`, and `mixed`:
+    what stayed in float, the drops, and what they cost in MB. A drop below 0 that was requested is a `GateFailed`.
     """
-    if len(budget.pixels) == 0:
-        raise EdgekdError(
-            "There are no validation images to measure the drop on.",
-            "Leave out --max-drop-id and -ood.",
-        )
     calibrated = scheme.calibrate(fp32, calibration, calibrator)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="search-") as folder:
         search = Search(fp32, budget, scheme, calibrated, Path(folder), out.suffix, to_logits)
@@ -159,7 +197,7 @@ class Search(Generic[C]):
         if ranked < len(order):
             say(
                 f"int8: time for {ranked} of {len(order)} within {budget.search_seconds:.0f} s (--search-seconds); "
-                "the others come after them, by the rounding error of their weights"
+                "the others come after them"
             )
         kept, drops, shortest = self._shortest_prefix(order, deadline)
         if not shortest:
@@ -171,7 +209,7 @@ class Search(Generic[C]):
         self._report(kept, order, drops)
         return described | {
             "mixed": self._facts(kept, drops)
-            | self._costs(out)
+            | self._cost(out)
             | {"search": {"ranked_units": ranked, "shortest": shortest, "seconds": seconds}}
         }
 
@@ -179,23 +217,18 @@ class Search(Generic[C]):
         """Return `groups`, the one with the largest effect on the logits first, and how many of them were ranked.
 
         The effect is the mean squared logit error with only this group quantized, over the variance of the logits; the
-        larger of the two on ID and on corrupted images.
-
-        Args:
-            deadline: of `time.monotonic()`; one group is ranked in any case. The others come last, in the order of
-                their weights' rounding error.
+        larger of the two on ID and on corrupted images. One group is ranked in any case; those for which there is no
+        time until `deadline`, of `time.monotonic()`, come last.
         """
-        errors = self.scheme.weight_errors(self.calibrated)
-        waiting = sorted(groups, key=lambda group: -errors.get(group.nodes[0], 0.0))
         effects: dict[Group, float] = {}
-        for group in waiting:
+        for group in groups:
             if effects and time.monotonic() >= deadline:
                 break
             others = _nodes([other for other in groups if other != group])
             self.scheme.write(self.calibrated, self.trial, in_float=others)
             effects[group] = self._effect(self.trial)
         ranked = sorted(effects, key=lambda group: -effects[group])
-        return ranked + [group for group in waiting if group not in effects], len(ranked)
+        return ranked + [group for group in groups if group not in effects], len(ranked)
 
     def drops(self, path: Path) -> Drops:
         """Return what a file loses against FP32."""
@@ -264,33 +297,15 @@ class Search(Generic[C]):
                 f"Take --{self.scheme.rest}, or allow a larger drop."
             )
 
-    def _costs(self, out: Path) -> dict[str, Any]:
-        """Report and return what the groups in float cost; ms only where they mean something."""
-        files = {"fp32": self.fp32, "plain": self.plain, "mixed": out}
-        sizes = {
-            name: sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*"))
-            for name, file in files.items()
-        }
-        mb = (sizes["mixed"] - sizes["plain"]) / 1e6
-        if not self.scheme.timed:
-            say(
-                f"int8: they cost {mb:+.2f} MB; their cost in ms can be measured on the device only"
-            )
-            return {"cost_mb": round(mb, 3)}
-        runs = {name: self.scheme.open(file) for name, file in files.items()}
-        found = timed_in_turns(runs, self.budget.pixels[:8])
-        p50 = {name: percentile(one.samples_ms, 50) for name, one in found.items()}
-        speed = speed_of("mixed", "plain", found)
-        say(
-            f"int8: they cost {mb:+.2f} MB; the file {in_words(speed, 'all in INT8')} (p50 {p50['mixed']:.2f} ms, "
-            f"{p50['plain']:.2f} all in INT8, {p50['fp32']:.2f} in FP32)"
+    def _cost(self, out: Path) -> dict[str, Any]:
+        """Report and return what the groups in float cost in MB (10⁶ bytes)."""
+        plain, mixed = (
+            sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*"))
+            for file in (self.plain, out)
         )
-        return {
-            "cost_ms": round(p50["mixed"] - p50["plain"], 3),
-            "cost_mb": round(mb, 3),
-            "fp32_ms": round(p50["fp32"], 3),
-            "speed_withheld": speed.withheld,
-        }
+        mb = (mixed - plain) / 1e6
+        say(f"int8: they cost {mb:+.2f} MB")
+        return {"cost_mb": round(mb, 3)}
 
     def _facts(self, kept: Sequence[Group], drops: Drops) -> dict[str, Any]:
         return {

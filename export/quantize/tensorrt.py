@@ -9,7 +9,7 @@ activations, as in attention, are not quantized.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from edgekd.export.quantize.onnx_scheme import (
     between_tokens,
     group_names,
 )
-from edgekd.export.quantize.scheme import Group
+from edgekd.export.quantize.search import Group
 
 _FLOOR = 2.0**-20  # of a scale: 16 float16 steps above 0, so that rounding moves it by 3 % at most
 _HALF_MAX = 65504.0
@@ -56,7 +56,6 @@ class TensorRtInt8(OnnxScheme):
     ops = (*WEIGHTED_OPS, "Add")
     symmetric = True
     rest = "fp16"
-    timed = False
 
     def prepare(self, model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(model)
@@ -86,10 +85,23 @@ class TensorRtInt8(OnnxScheme):
         axis = output_axis(node, weight.ndim)
         return axis, int8_scales(np.abs(channel_rows(weight.astype(np.float32), axis)).max(axis=1))
 
-    def quantized_layers(self, calibrated: Calibrated, in_float: Collection[str]) -> list[str]:
-        graph = Graph(calibrated.model)
-        chosen = _rounded(graph, calibrated.ranges, {*calibrated.in_float, *in_float})
-        return [node.name for node in chosen if node.op_type in WEIGHTED_OPS]
+    def quantized(
+        self, model: onnx.ModelProto, calibrated: Calibrated, in_float: Collection[str]
+    ) -> list[NodeProto]:
+        """Return the layers and residual additions."""
+        graph, ranges, chosen = Graph(model), calibrated.ranges, []
+        for node in model.graph.node:
+            if node.name in calibrated.in_float or node.name in in_float:
+                continue
+            if node.op_type in WEIGHTED_OPS:
+                if node.input[1] in graph.constants and node.input[0] in ranges:
+                    chosen.append(node)
+            elif node.op_type == "Add" and all(name in ranges for name in node.input):
+                # Two computed maps, one of them straight from a convolution.
+                sources = [graph.writer.get(name) for name in node.input]
+                if all(sources) and any(one and one.op_type == "Conv" for one in sources):
+                    chosen.append(node)
+        return chosen
 
     def insert_pairs(
         self, model: onnx.ModelProto, calibrated: Calibrated, in_float: Collection[str]
@@ -102,7 +114,7 @@ class TensorRtInt8(OnnxScheme):
         half = to_half(model)
         del half.graph.value_info[:]  # they still name the old types
         graph = Graph(half)
-        chosen = list(_rounded(graph, calibrated.ranges, {*calibrated.in_float, *in_float}))
+        chosen = self.quantized(half, calibrated, in_float)
         inputs = {
             name
             for node in chosen
@@ -138,9 +150,8 @@ class TensorRtInt8(OnnxScheme):
 
     def groups(self, calibrated: Calibrated) -> list[Group]:
         """Return every layer and every addition, each a group of its own."""
-        graph = Graph(calibrated.model)
-        chosen = list(_rounded(graph, calibrated.ranges, calibrated.in_float))
-        names = group_names(graph, chosen)
+        chosen = self.quantized(calibrated.model, calibrated, ())
+        names = group_names(Graph(calibrated.model), chosen)
         return [
             Group(names[node.name], (node.name,), node.op_type in WEIGHTED_OPS) for node in chosen
         ]
@@ -162,18 +173,3 @@ def _pair(graph: Graph, name: str, scale: np.float16) -> None:
     ]
     graph.proto.node.append(helper.make_node("QuantizeLinear", [name, *parts], [stored], stored))
     graph.proto.node.append(helper.make_node("DequantizeLinear", [stored, *parts], [read], read))
-
-
-def _rounded(graph: Graph, ranges: Ranges, in_float: Collection[str]) -> Iterator[NodeProto]:
-    """Yield the layers and residual additions that become INT8."""
-    for node in graph.proto.node:
-        if node.name in in_float:
-            continue
-        if node.op_type in WEIGHTED_OPS:
-            if node.input[1] in graph.constants and node.input[0] in ranges:
-                yield node
-        elif node.op_type == "Add" and all(name in ranges for name in node.input):
-            # Two computed maps, one of them straight from a convolution.
-            sources = [graph.writer.get(name) for name in node.input]
-            if all(sources) and any(one is not None and one.op_type == "Conv" for one in sources):
-                yield node

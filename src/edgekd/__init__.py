@@ -1,9 +1,8 @@
 """edgekd: distil a compact student from a CLIP teacher, export it, and measure the exported file in and out of domain.
 
-`edgekd.train(...)`, `edgekd.export(...)`, `edgekd.verify(...)`, `edgekd.benchmark(...)`, `edgekd.report(...)`,
-`edgekd.evaluate(...)`, `edgekd.predict(...)`, `edgekd.push(...)`, `edgekd.pull(...)` and `edgekd.study(...)` take the
-same names as the command line and return value objects (`edgekd.api`); `edgekd.load(...)` gives a model that predicts;
-`edgekd.add_class(...)` and `edgekd.remove_class(...)` are `edgekd classes add` and `remove`.
+The functions have the names and options of the commands of the command line and return value objects (see
+`edgekd.api`): `train`, `evaluate`, `export`, `verify`, `benchmark`, `report`, `predict`, `demo`, `push`, `pull` and
+`study`. `load` returns a model for predictions. `add_class` and `remove_class` are `edgekd classes add` and `remove`.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ __all__ = [
 
 
 class _Verb(ModuleType):
-    """A package that is also a verb: calling it calls the function of its name in `edgekd.api`."""
+    """A callable package: calling it calls the function of the same name in `edgekd.api`."""
 
     @property
     def _verb(self) -> Any:
@@ -71,12 +70,12 @@ class _Verb(ModuleType):
 
 
 def make_callable(name: str) -> None:
-    """Let the package `name`, `edgekd.export` or `edgekd.benchmark`, be called as the verb."""
+    """Make the package `name`, `edgekd.export` or `edgekd.benchmark`, callable."""
     sys.modules[name].__class__ = _Verb
 
 
 def __getattr__(name: str) -> Any:
-    # Heavy modules load when they are first used.
+    # Heavy modules are imported on first use.
     if name in ("export", "benchmark"):
         return importlib.import_module(f"edgekd.{name}")
     if name in __all__:

@@ -1,4 +1,4 @@
-"""The Python interface: one function per verb, with the options of its configuration."""
+"""The Python interface: one function per command, with the options of its configuration as parameters."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.configs.benchmark import BenchmarkConfig, EvaluateConfig, ReportConfig
 from edgekd.configs.data import DataCheckConfig
 from edgekd.configs.export import AddClassConfig, ClassConfig, ExportConfig, VerifyConfig
-from edgekd.configs.fetch import FetchConfig
-from edgekd.configs.hub import PullConfig, PushConfig
-from edgekd.configs.predict import DemoConfig, PredictConfig
+from edgekd.configs.models import DemoConfig, FetchConfig, PredictConfig, PullConfig, PushConfig
 from edgekd.configs.study import StudyConfig
 from edgekd.configs.train import MissingConfig, TrainConfig
 from edgekd.configs.verbs import verb, verb_of_paths
@@ -34,10 +32,10 @@ def train(config: TrainConfig) -> Run:
     """Distil a student and write its run folder.
 
     Returns:
-        The finished run; `run.json` in its folder has the same.
+        The finished run, as recorded in `run.json`.
     """
     if config.plan:
-        raise EdgekdError("A plan trains nothing.", "Make it with edgekd.api.plan_training.")
+        raise EdgekdError("edgekd.train takes no plan.", "Use edgekd.api.plan_training.")
     from edgekd.distill.train import train
 
     return train(config)
@@ -45,31 +43,22 @@ def train(config: TrainConfig) -> Run:
 
 @verb(TrainConfig)
 def plan_training(config: TrainConfig) -> Estimate:
-    """Count what `edgekd.train` with the same options would do, and measure how long it takes here by trial steps.
+    """Estimate a training with the same options, using trial steps to measure the time on this machine.
 
     Returns:
-        Images, steps, epochs, teacher passes, bytes on disk and seconds; `lines()` has them as text.
+        Images, steps, epochs, teacher passes, bytes on disk and seconds; `lines()` returns them as text.
     """
     from edgekd.distill.classification.estimate import plan_run
 
     return plan_run(config)
 
 
-@verb(TrainConfig)
-def train_or_plan(config: TrainConfig) -> Run | Estimate:
-    """Do what `edgekd train` does: `plan_training` with `plan`, else `train`."""
-    from edgekd.distill.classification.estimate import plan_run
-    from edgekd.distill.train import train
-
-    return plan_run(config) if config.plan else train(config)
-
-
 @verb(FetchConfig)
 def fetch(config: FetchConfig) -> list[Path]:
-    """Write a teacher and students' pretrained weights into a folder for `edgekd.train(weights_dir=…)`, offline.
+    """Download a teacher and pretrained students into a folder for offline use with `edgekd.train(weights_dir=…)`.
 
     Returns:
-        What was written: the teacher's open_clip model folder, a safetensors file for each student.
+        The written paths: the teacher's open_clip model folder, and a safetensors file for each student.
     """
     from edgekd.distill.models.fetch import fetch
 
@@ -78,10 +67,10 @@ def fetch(config: FetchConfig) -> list[Path]:
 
 @verb(MissingConfig)
 def missing_embeddings(config: MissingConfig) -> list[str]:
-    """List the images that a file of precomputed embeddings lacks.
+    """List the images that are missing from a file of precomputed embeddings.
 
     Returns:
-        Names of images, as the file's `image_ids` must have them.
+        Names of images, as needed in the file's `image_ids`.
     """
     from edgekd.data.image_set import load_images
     from edgekd.data.unlabelled import load_unlabelled
@@ -90,8 +79,8 @@ def missing_embeddings(config: MissingConfig) -> list[str]:
     box = load_teacher(config.teacher)
     if not isinstance(box, EmbeddingsTeacher):
         raise EdgekdError(
-            f"{config.teacher} embeds any image, so none is missing.",
-            "Name a file: embeddings:FILE.npz.",
+            f"{config.teacher} is not a file of embeddings.",
+            "Give a file: embeddings:FILE.npz.",
         )
     sets = [load_images(config.data)] if config.data is not None else []
     sets += [load_unlabelled(source) for source in config.unlabelled]
@@ -102,47 +91,40 @@ def missing_embeddings(config: MissingConfig) -> list[str]:
 def export(config: ExportConfig) -> list[Artifact]:
     """Export a run's student into `<run>/artifacts/<target>-<precision>/`.
 
-    For ONNX Runtime, INT8 and FP16 are made from the FP32 file, which is exported with them when it is not there yet.
+    For ONNX Runtime, INT8 and FP16 are made from the FP32 file, which is exported too if it does not exist yet.
 
-    With the target `auto` every runtime that the device has is tried in fp32, fp16 and int8, and measured.
+    With the target `auto`, the student is exported in fp32, fp16 and int8 for every available runtime, and measured.
 
     Returns:
-        The artifacts written, the wanted precision last; of `auto` those that were measured, the recommended one last.
+        The written artifacts, the requested precision last. With `auto`, the measured ones, the recommended one last.
 
     Raises:
-        GateFailed: the file differs too much from the torch student, or costs more than the drops allow; it is kept
-            beside the others as `<name>.failed`. With `auto`: no file meets the budget.
+        GateFailed: the file differs too much from the torch student, or loses more than the limits allow; it is kept
+            as `<name>.failed`. With `auto`: no file meets the budget.
     """
     from edgekd.benchmark.report.recommend import check_recommendation
     from edgekd.export.run import export_run
 
     if not config.auto:
         return export_run(config)
-    chosen = _choose(config)
+    chosen = choose(config)
     check_recommendation(chosen.report)
     return chosen.artifacts
 
 
-@verb(ExportConfig)
-def export_or_choose(config: ExportConfig) -> list[Artifact] | Chosen:
-    """Do what `edgekd export` does: `export`, with the report of the measurement for the target `auto`."""
-    from edgekd.export.run import export_run
-
-    return _choose(config) if config.auto else export_run(config)
-
-
 @dataclass(frozen=True)
 class Chosen:
-    """What was tried for the target `auto`."""
+    """The result of the target `auto`."""
 
     report: Report
     artifacts: list[Artifact]
-    """Those that were measured, the recommended one last."""
+    """The measured artifacts, the recommended one last."""
     left_out: list[tuple[str, str]]
-    """Name of a target or file, and why it was not measured."""
+    """Name of a target or file, and the reason why it was not measured."""
 
 
-def _choose(config: ExportConfig) -> Chosen:
+def choose(config: ExportConfig) -> Chosen:
+    """Export and measure every file that the device could run; see `export` with the target `auto`."""
     from edgekd.benchmark.gates import parse_gates
     from edgekd.benchmark.report.recommend import recommend
     from edgekd.core.manifest import read_artifact
@@ -166,10 +148,10 @@ def _choose(config: ExportConfig) -> Chosen:
 
 @verb(VerifyConfig)
 def verify(config: VerifyConfig) -> list[dict[str, Any]]:
-    """Repeat an artifact's parity check, link by link: torch student → fp32 ONNX → artifact.
+    """Repeat an artifact's parity check, step by step: torch student → fp32 ONNX → artifact.
 
     Returns:
-        One mapping per link: link, n, top1_agreement, max_error_relative, cosine, kl, passed, reason where it broke.
+        One mapping per step: link, n, top1_agreement, max_error_relative, cosine, kl, passed, reason if it failed.
     """
     from edgekd.artifacts.verify import verify_artifact
 
@@ -178,12 +160,12 @@ def verify(config: VerifyConfig) -> list[dict[str, Any]]:
 
 @verb(AddClassConfig)
 def add_class(config: AddClassConfig) -> Artifact:
-    """Add a class to an artifact that was exported with `head="embedding"`; the other classes' logits stay as they are.
+    """Add a class to an artifact exported with `head="embedding"`, without changing the logits of the other classes.
 
-    Without `images` and `text_vector` the teacher embeds the class's name with the run's prompts.
+    Without `images` and `text_vector`, the teacher embeds the class name with the run's prompts.
 
     Returns:
-        The artifact as it is now.
+        The changed artifact.
     """
     from edgekd.artifacts.classes import add
 
@@ -192,7 +174,7 @@ def add_class(config: AddClassConfig) -> Artifact:
 
 @verb(ClassConfig)
 def remove_class(config: ClassConfig) -> Artifact:
-    """Remove a class that `add_class` added; return the artifact as it is now."""
+    """Remove a class that was added by `add_class`; return the changed artifact."""
     from edgekd.artifacts.classes import remove
 
     return remove(config.artifact, config.name)
@@ -200,32 +182,32 @@ def remove_class(config: ClassConfig) -> Artifact:
 
 @verb_of_paths(BenchmarkConfig)
 def benchmark(config: BenchmarkConfig) -> Report:
-    """Measure latency and accuracy, in domain and out of it, of runs and artifacts.
+    """Measure latency and accuracy, in and out of domain, of runs and artifacts.
 
     Returns:
-        The report, as `report.json` has it. For a device `bundle:DIR` there is `edgekd.api.make_bundle`.
+        The report, as in `report.json`. For a device `bundle:DIR` use `edgekd.api.make_bundle`.
     """
     if config.bundle:
-        raise EdgekdError("A bundle is no measurement.", "Write it with edgekd.api.make_bundle.")
+        raise EdgekdError("edgekd.benchmark cannot write a bundle.", "Use edgekd.api.make_bundle.")
     return _measure(config)
 
 
 @verb_of_paths(BenchmarkConfig)
 def make_bundle(config: BenchmarkConfig) -> str:
-    """Write a folder, `device="bundle:DIR"`, with which a machine that nobody can reach measures the artifacts.
+    """Write a folder (`device="bundle:DIR"`) with which a machine without a connection can measure the artifacts.
 
     Returns:
-        The line to run inside the folder, there. Its result goes to `benchmark(…, result=FILE)`.
+        The command to run in the folder on that machine. Pass its result to `benchmark(…, result=FILE)`.
     """
     if not config.bundle:
         raise EdgekdError("The bundle has no folder.", 'Name it: device="bundle:DIR".')
-    return _bundle(config)
+    from edgekd.benchmark.device import bundle
+    from edgekd.evaluation.gather import gather
+    from edgekd.targets.profiles import follow_profile
 
-
-@verb_of_paths(BenchmarkConfig)
-def benchmark_or_bundle(config: BenchmarkConfig) -> Report | str:
-    """Do what `edgekd benchmark` does: `make_bundle` where a device is a bundle, else `benchmark`."""
-    return _bundle(config) if config.bundle else _measure(config)
+    config = follow_profile(config, {"threads"}, cautions=True)
+    found = gather(config)
+    return bundle(found.subjects, found.suites, Path(str(config.bundle)), config)
 
 
 def _measure(config: BenchmarkConfig) -> Report:
@@ -244,7 +226,8 @@ def _measure(config: BenchmarkConfig) -> Report:
     subjects, suites = found.subjects, found.suites
     if config.grid and all(subject.folder is None for subject in subjects):
         raise EdgekdError(
-            "There is no exported file to take the throughput of.", "Make one: edgekd export."
+            "There is no exported file whose throughput could be measured.",
+            "Make one: edgekd export.",
         )
     home = found.home / "benchmark"
     folder = config.out or (home if config.overwrite else free_name(home))
@@ -269,19 +252,9 @@ def _measure(config: BenchmarkConfig) -> Report:
     return made.model_copy(update={"folder": folder})
 
 
-def _bundle(config: BenchmarkConfig) -> str:
-    from edgekd.benchmark.device import bundle
-    from edgekd.evaluation.gather import gather
-    from edgekd.targets.profiles import follow_profile
-
-    config = follow_profile(config, {"threads"}, cautions=True)
-    found = gather(config)
-    return bundle(found.subjects, found.suites, Path(str(config.bundle)), config)
-
-
 @verb_of_paths(ReportConfig)
 def report(config: ReportConfig) -> Path:
-    """Compare finished reports on one page, from the results that they keep; nothing is measured again.
+    """Compare finished reports on one page, without new measurements.
 
     Returns:
         The page, `<out>/comparison.html`.
@@ -295,16 +268,16 @@ def report(config: ReportConfig) -> Path:
 
 @verb(EvaluateConfig)
 def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
-    """Measure accuracy per part and domain of a teacher's zero-shot classifier, and of a run's student if one is named.
+    """Measure the accuracy of a teacher's zero-shot classifier, and of a run's student, per part and domain.
 
-    A student that embeds can be evaluated on classes that it was not trained on: its text head then takes the teacher's
-    vectors of their names.
+    A student with a text head can be evaluated on classes that it was not trained on, with the teacher's text vectors
+    of their names.
 
     Returns:
-        One mapping per subject, part and domain: subject, domain, part, n, top1 (0–1), macro (0–1). `part` is what the
-        images are to the run: `train`, `val`, `unlabelled`, `test` (held out of domains that trained), `adapted` (of
-        domains seen without labels), `unseen` (other domains or classes), `unused`; None without a run. With
-        `agreement` in place of the accuracies top1_agreement (0–1, with the teacher's zero-shot classifier),
+        One mapping per subject, part and domain: subject, domain, part, n, top1 (0–1), macro (0–1). `part` is the role
+        of the images in the run: `train`, `val`, `unlabelled`, `test` (held-out images of training domains), `adapted`
+        (domains seen without labels), `unseen` (other domains or classes), `unused`, or None without a run. With
+        `agreement`, the accuracies are replaced by top1_agreement (0–1, with the teacher's zero-shot classifier),
         m_vlalign, and for embeddings m_rel, recall, m_neigh (0–1), angle (degrees) and distance (squared, of unit
         vectors, 0–4). With `probe` the subjects are `linear` and `knn`, with `shots` `zero-shot` and `retrieval`.
     """
@@ -317,11 +290,11 @@ def load(path: str | Path, *, threads: int | None = None) -> Model:
     """Load a run's student or an exported file for predictions: `edgekd.load(path).predict(images)`.
 
     Args:
-        path: run folder, or artifact folder, which is enough and needs no torch.
-        threads: threads of an exported file's runtime; None is the runtime's choice.
+        path: run folder, or artifact folder (which needs no torch).
+        threads: threads of the exported file's runtime; None is the runtime's choice.
 
     Raises:
-        EdgekdError: neither a run nor an artifact, a damaged one, or a runtime that this machine lacks.
+        EdgekdError: the folder is neither a run nor an artifact, is damaged, or its runtime is not installed.
     """
     from edgekd.inference.model import load
 
@@ -330,11 +303,12 @@ def load(path: str | Path, *, threads: int | None = None) -> Model:
 
 @verb(DataCheckConfig)
 def check_data(config: DataCheckConfig) -> DataCheck:
-    """Find unreadable images, duplicates and an uneven number of images; with a teacher also for near-duplicates
-    and probable label errors. Nothing of the data changes.
+    """Find unreadable images, duplicates and class imbalance in a data set, without changing it.
+
+    With a teacher, near-duplicates and probable label errors are found too.
 
     Returns:
-        The findings, as the page `page` shows them with thumbnails.
+        The findings; `page` is the HTML page with thumbnails.
     """
     from edgekd.evaluation.data_check import check_data
 
@@ -343,10 +317,10 @@ def check_data(config: DataCheckConfig) -> DataCheck:
 
 @verb(PredictConfig)
 def predict(config: PredictConfig) -> Iterator[Prediction]:
-    """Classify images, folders of images, a video or a camera, with the pixels of the evaluation.
+    """Classify images, folders of images, a video or a camera, with the preprocessing of the evaluation.
 
     Returns:
-        The predictions as they are made. Images that cannot be read are left out, with one warning at the end.
+        An iterator over the predictions. Images that cannot be read are skipped, with one warning at the end.
     """
     from edgekd.inference.predict import run_predict
 
@@ -355,10 +329,10 @@ def predict(config: PredictConfig) -> Iterator[Prediction]:
 
 @verb(DemoConfig)
 def demo(config: DemoConfig) -> Demo:
-    """Open a web page on this machine on which a picture is classified by a run's models side by side.
+    """Open a local web page that classifies a picture with a run's models side by side.
 
     Returns:
-        The server: `url`, `serve()` until it is interrupted, `close()`.
+        The server, with `url`, `serve()` (runs until interrupted) and `close()`.
     """
     from edgekd.inference.demo import open_demo
 
@@ -367,7 +341,7 @@ def demo(config: DemoConfig) -> Demo:
 
 @verb(PushConfig)
 def push(config: PushConfig) -> str:
-    """Upload a run or an artifact to the Hugging Face Hub, as timm and transformers load it; return its address."""
+    """Upload a run or an artifact to the Hugging Face Hub in the formats of timm and transformers; return its URL."""
     from edgekd.artifacts.hub import push
 
     return push(config)
@@ -375,10 +349,10 @@ def push(config: PushConfig) -> str:
 
 @verb(PullConfig)
 def pull(config: PullConfig) -> Path:
-    """Download into a new folder what `push` uploaded, checked, and run nothing of it.
+    """Download a model uploaded by `push` into a new folder and check it. Nothing in it is executed.
 
     Returns:
-        The folder; `artifacts/` in it holds folders for `edgekd.load`.
+        The folder; its `artifacts/` holds folders for `edgekd.load`.
     """
     from edgekd.artifacts.hub import pull
 
@@ -387,10 +361,10 @@ def pull(config: PullConfig) -> Path:
 
 @verb(StudyConfig)
 def study(config: StudyConfig) -> Study:
-    """Compare recipes over seeds and unseen domains; go on where an earlier call in the same folder stopped.
+    """Compare recipes over seeds and unseen domains. A study that stopped in the same folder is resumed.
 
     Returns:
-        The tables, as `table.md`, `table.csv` and `table.png` have them, and the cells that failed.
+        The tables, as in `table.md`, `table.csv` and `table.png`, and the cells that failed.
     """
     from edgekd.studies.plan import make_plan
     from edgekd.studies.study import run_study

@@ -75,22 +75,14 @@ class Job:
 
 
 def read_job(folder: Path) -> Job:
-    """Load `job.json`.
-
-    Raises:
-        EdgekdError: none there, damaged, or of another format.
-    """
+    """Load `job.json`; a missing or damaged one, or one of another format, is an `EdgekdError`."""
     if not (folder / "job.json").exists():
         raise EdgekdError(f"There is no job in {folder}.", "Name the folder that holds job.json.")
     return parse_job(read_json(folder / "job.json", "job", "Send it again."))
 
 
 def parse_job(data: Any) -> Job:
-    """Return a job from its JSON.
-
-    Raises:
-        EdgekdError: made by an edgekd of another format, damaged, or with numbers out of bounds.
-    """
+    """Return a job from its JSON; one of another format, or with numbers out of bounds, is an `EdgekdError`."""
     if isinstance(data, dict) and data.get("format") != FORMAT:
         raise EdgekdError(
             f"The job has format {printable(str(data.get('format')))[:20]}; this agent reads format {FORMAT}.",

@@ -38,15 +38,8 @@ def converse(
 ) -> tuple[dict[str, Any], int, str]:
     """Run a command that emits messages; what login scripts print between them is left out.
 
-    Args:
-        say: takes lines of progress, `{"say": …}`.
-        timeout_s: after the command's last line.
-
-    Returns:
-        Its last message that is not progress, its exit code, and the end of its standard error.
-
-    Raises:
-        EdgekdError: more output than any agent has.
+    `say` takes lines of progress, `{"say": …}`; `timeout_s` counts from the last line. Returns the last message that is
+    not progress, the exit code, and the end of standard error.
     """
     last: dict[str, Any] = {}
     taken = 0

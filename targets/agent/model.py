@@ -22,10 +22,9 @@ _NEEDED = ("builder", "builder_version", "compute_capabilities")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return what `artifact.json` in `folder` holds, checked.
+    """Return what `artifact.json` in `folder` holds.
 
-    Raises:
-        EdgekdError: missing or damaged, or a file name that leads out of the folder.
+    A missing or damaged one, and a file name that leads out of the folder, are an `EdgekdError`.
     """
     artifact = read_object(folder / "artifact.json", "artifact", "Copy the artifact again.")
     try:
@@ -84,11 +83,7 @@ def needs(artifact: Mapping[str, Any]) -> dict[str, Any]:
 def check_runtime(artifact: Mapping[str, Any]) -> Any:
     """Return the opener of an artifact, an `edgekd.targets.session.Opener`, whose runtime this device's Python has.
 
-    Args:
-        artifact: what `artifact.json` holds; what `needs` takes of it is enough.
-
-    Raises:
-        EdgekdError: an unknown format, or a runtime that is not here, by the name of its package.
+    What `needs` takes of `artifact.json` is enough. A runtime that is not here is an `EdgekdError` with its package.
     """
     if artifact["format"] not in FORMATS:
         raise EdgekdError(
@@ -109,11 +104,7 @@ def check_runtime(artifact: Mapping[str, Any]) -> Any:
 
 
 def open_model(folder: Path, *, threads: int | None) -> Session:
-    """Open an artifact folder with the runtime of its format.
-
-    Raises:
-        EdgekdError: an altered file, a format without a runtime here, a missing runtime.
-    """
+    """Open an artifact folder, whose files must be those that were exported, with the runtime of its format."""
     artifact = read_manifest(folder)
     for name, expected in artifact["files"].items():
         if not (folder / name).is_file() or sha256_file(folder / name) != expected:

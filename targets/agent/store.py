@@ -33,9 +33,7 @@ Arrays = dict[str, NDArray[Any]]
 def receive(root: Path, name: str, size: int, sha256: str, source: BinaryIO) -> None:
     """Append `source` to the partial file of `name` in `root` until it has `size` bytes, check it, and put it in place.
 
-    Raises:
-        EdgekdError: a name that is not a plain relative path inside `root`, bytes that ended early (the partial
-            file stays), or that are not those that were announced (the file is removed).
+    Bytes that end early leave the partial file; those that were not announced are removed. Both are an `EdgekdError`.
     """
     path = inside(root, name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,11 +82,7 @@ def written(path: Path, data: bytes) -> Iterator[None]:
 
 
 def read_step(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Return the arrays and facts that `write_step` wrote.
-
-    Raises:
-        EdgekdError: not such a file.
-    """
+    """Return the arrays and facts that `write_step` wrote; another file is an `EdgekdError`."""
     arrays = read_arrays(path, "result", "Copy it again, or measure again.")
     with read_errors(path, "result", "npz", "Copy it again, or measure again."):
         facts = parse_json(arrays.pop("facts").tobytes())

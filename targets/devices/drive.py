@@ -57,11 +57,8 @@ class Device:
 def measure_on(device: Device, payload: Payload, result: Path, *, keep: bool = False) -> None:
     """Run a job on a device and write its result file to `result`; the connection stays open.
 
-    What is already there is not sent again. After a failure everything stays on the device, so that the same call goes
-    on; after success all of it is removed, or with `keep` only the job.
-
-    Raises:
-        EdgekdError: no way to the device, no Python or runtime there, no space, a connection that broke.
+    What is already there is not sent again. After a failure, which is an `EdgekdError`, everything stays on the device,
+    so that the same call goes on; after success all of it is removed, or with `keep` only the job.
     """
     root = device.begin(payload.files[payload.agent], payload.agent)
     agent = [device.program, f"{root}/{payload.agent}"]
@@ -87,11 +84,7 @@ def measure_on(device: Device, payload: Payload, result: Path, *, keep: bool = F
 def unable(device: Device, artifacts: Sequence[Mapping[str, Any]]) -> list[EdgekdError | None]:
     """Return for each artifact why the device lacks its runtime; None where it has it. Sends the agent only.
 
-    Args:
-        artifacts: `format` and `details` of their `artifact.json`.
-
-    Raises:
-        EdgekdError: no way to the device, or no Python there that runs the agent.
+    Of `artifact.json`, `format` and `details` are needed.
     """
     with tempfile.TemporaryDirectory(prefix="edgekd-agent-") as name:
         path = Path(name) / "agent.pyz"
@@ -140,17 +133,7 @@ def explained(name: str, code: int, stderr: str) -> EdgekdError:
 def receive(
     command: Sequence[str], out: IO[bytes], most: int, stdin: IO[bytes] | None = None
 ) -> tuple[int, str]:
-    """Run a command and write its output to `out`; one that prints on and on fills neither disk nor memory.
-
-    Args:
-        most: bytes of output.
-
-    Returns:
-        The exit code and the end of the error output.
-
-    Raises:
-        EdgekdError: more output, or a program that this machine lacks.
-    """
+    """Write the output of a command, at most `most` bytes, to `out`; return its exit code and the end of its errors."""
     with present(command), started(command, stdin) as (child, errors):
         assert child.stdout is not None
         while block := child.stdout.read1(_BLOCK):  # type: ignore[attr-defined]

@@ -172,13 +172,9 @@ def artifact_folder_name(folder: Path) -> str:
 
 
 def assemble(job: Job, pack: Path, artifacts: Mapping[str, Path], scratch: Path) -> Payload:
-    """Return everything a job needs.
+    """Return everything a job needs: its image file `pack`, `artifacts` by folder name on the device, and the agent.
 
-    Args:
-        job: contains the names of its artifacts' folders and its image file on the device.
-        pack: the image file here.
-        artifacts: folder name on the device → artifact folder here.
-        scratch: folder for the files that are made now.
+    What is made now goes to `scratch`.
     """
     agent, job_file = scratch / AGENT, scratch / "job.json"
     write_agent(agent)
@@ -200,12 +196,7 @@ def bundle_command(job_folder: str) -> str:
 def write_bundle(payload: Payload, folder: Path, title: str, packages: Sequence[str]) -> None:
     """Write everything a device needs to `folder`, which must not hold anything yet.
 
-    Args:
-        title: what is measured, for the README.
-        packages: the runtimes that the device's Python needs, by the names of their packages.
-
-    Raises:
-        EdgekdError: the folder holds something.
+    The README names what is measured, `title`, and the runtimes that the device needs, `packages`.
     """
     if folder == Path() or printable(str(folder)) != str(folder):
         raise EdgekdError(

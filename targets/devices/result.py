@@ -274,11 +274,7 @@ def open_result(path: Path) -> StoredResult:
 
 
 def check_result(stored: StoredResult, job: Job) -> DeviceResult:
-    """Return the result of `job`.
-
-    Raises:
-        EdgekdError: a result of another job, incomplete, or with a value out of bounds.
-    """
+    """Return the result of `job`; one of another job, or with a value out of bounds, is an `EdgekdError`."""
     path = stored.path
     # Before the steps are expanded: a foreign job may name any number of them.
     if stored.job.artifacts != job.artifacts:

@@ -45,11 +45,7 @@ _TERMUX_SETTINGS = (
 
 
 def find_device(spec: str) -> Device:
-    """Return the device that `spec` names, without contacting it.
-
-    Raises:
-        EdgekdError: not one of the forms, or a program that does not exist.
-    """
+    """Return the device that `spec` names, without contacting it; another form is an `EdgekdError`."""
     if spec == "local" or spec.startswith("local:"):
         return _local_device(spec.removeprefix("local").removeprefix(":"))
     if spec.startswith("ssh://"):

@@ -111,11 +111,7 @@ def profile_names() -> list[str]:
 
 
 def load_profile(spec: str | Path) -> Profile:
-    """Load the profile of this name, or in this TOML file.
-
-    Raises:
-        EdgekdError: no such name or file, not TOML, or a claim without a source.
-    """
+    """Load the profile of this name, or in this TOML file; a claim without a source is an `EdgekdError`."""
     path = Path(spec)
     if path.suffix != ".toml":
         path = FOLDER / f"{spec}.toml"

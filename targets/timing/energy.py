@@ -20,17 +20,8 @@ IDLE_S = 2.0
 """Time for which idle power is taken, before any model is loaded."""
 _IDLE_PARTS = 10
 _INA = (
-    "ina209",
-    "ina219",
-    "ina220",
-    "ina226",
-    "ina230",
-    "ina231",
-    "ina237",
-    "ina238",
-    "ina260",
-    "ina3221",
-)
+    "ina209", "ina219", "ina220", "ina226", "ina230", "ina231", "ina237", "ina238", "ina260", "ina3221",
+)  # fmt: skip
 _WHOLE_RAILS = ("VDD_IN", "POM_5V_IN")
 """Rails of Jetson modules that feed all others: with one of them the others are not added."""
 

@@ -147,7 +147,7 @@ def test_what_cannot_be_added_is_one_sentence(artifact: Path, photos: Path, tmp_
         ({"text_vector": tmp_path / "wide.npy"}, "do not fit into a space of 3"),
         ({"text_vector": tmp_path / "words.npy"}, "holds no vector of floats"),
         ({"images": [photos], "teacher": "toy"}, "from one source"),
-        ({"images": [photos], "descriptions": "d.txt"}, "its name is not used"),
+        ({"images": [photos], "descriptions": "d.txt"}, "not used"),
         ({"images": [photos], "name": "red"}, 'has the class "red"'),
     ]
     for words, message in cases:

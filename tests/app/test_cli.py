@@ -163,7 +163,7 @@ def test_typos_get_a_suggestion(
         ("benchmark runs/nothing --batch-sizes 1,1000000000", ("1000000000", "65,536")),
         ("benchmark runs/nothing --thread-counts 100000", ("100000", "1,024")),
         ("predict runs/nothing a.png --threads 100000", ("threads", "1024")),
-        ("export runs/nothing --target auto --budget ,", ('"," names nothing',)),
+        ("export runs/nothing --target auto --budget ,", ('","',)),
     ],
 )
 def test_mistakes_are_one_sentence_and_a_hint(
@@ -346,7 +346,7 @@ def test_doctor_lists_what_is_installed(facts: dict[str, str], tmp_path: Path) -
     assert f"of {os.cpu_count()} cores" in facts["processor"]
     assert "CPUExecutionProvider" in facts["providers"]
     assert facts["cache"] == str(tmp_path / "cache")
-    assert facts["hub"].startswith("out of reach")
+    assert facts["hub"].startswith("not reachable")
     names = doctor.student_lines("tf_efficientnet_lite*")
     assert "tf_efficientnet_lite0" in names
     assert all(name.startswith("tf_efficientnet_lite") for name in names)

@@ -96,7 +96,7 @@ HEADED = b"path,label,domain,split\n"
         ("classes.txt", b"n01\ttench\nn2\tshark\n", 'Did you mean "n02"?'),
         ("classes.txt", b"n01\ttench\nshark\n", "Line 2"),
         ("classes.txt", b"n01\ttench\nn01\tshark\n", 'names "n01" again'),
-        ("m.csv", b"paht,label\na.png,x\n", 'rename "paht" to "path"'),
+        ("m.csv", b"paht,label\na.png,x\n", "its columns are paht, label"),
         ("m.csv", b"path,klass\na.png,x\n", 'no column "label"'),
         ("m.csv", b"path,label,domian\na.png,x,y\n", 'Did you mean "domain"?'),
         ("m.csv", HEADED + b"a.png,x,y,tran\n", 'Did you mean "train"?'),

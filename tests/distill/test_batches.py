@@ -17,6 +17,7 @@ from lightning_fabric import Fabric
 from PIL import Image
 
 from edgekd.configs.train import TrainConfig
+from edgekd.core.ahead import map_ahead
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill.classification.plan import load_data, settle
 from edgekd.distill.classification.setup import build
@@ -26,7 +27,6 @@ from edgekd.distill.inputs import cache as caching
 from edgekd.distill.inputs.batches import (
     BalancedSampler,
     BatchSource,
-    Prefetcher,
     RawBatch,
     Sampler,
     make_sampler,
@@ -227,14 +227,14 @@ def test_batches_come_in_order_one_ahead_and_errors_reach_the_loop() -> None:
             raise ValueError("broken")
         return raw(step)
 
-    batches = iter(Prefetcher(make, range(3, 6)))
-    assert next(batches)[0] == 3
+    batches = map_ahead(make, range(3, 6), ahead=1)
+    assert next(batches).indices[0] == 3
     assert started.wait(10)  # the next one is on its way while this one is used
-    assert [step for step, _ in batches] == [4, 5]
+    assert [one.indices[0] for one in batches] == [4, 5]
     assert made == [3, 4, 5]
-    assert list(Prefetcher(make, range(0))) == []
+    assert list(map_ahead(make, range(0), ahead=1)) == []
     with pytest.raises(ValueError, match="broken"):
-        list(Prefetcher(make, range(5, 8)))
+        list(map_ahead(make, range(5, 8), ahead=1))
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_outputs_of_a_network_are_computed_once_for_the_same_facts_unless_damage
             b"torn" if damage == "torn" else path.read_bytes()[:-4] + np.float32(7).tobytes()
         )
     assert stored(2.0) == 6.0
-    assert "made again" in capsys.readouterr().err
+    assert "computed again" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:overflow")

@@ -124,17 +124,17 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"recipe": "vl2v-sd", "student": "resnet18"}, "own image encoder, not resnet18"),
     ({"recipe": "rise", "student": "teacher"}, "cannot train the teacher's own image encoder"),
     ({"recipe": "vl2v-adip", "student": "teacher"}, "stage align .* trains the projector"),
-    ({"recipe": "vl2v-sd", "pretrained": "hub"}, "takes no others"),
-    ({"recipe": "erm", "projector": "mlp"}, "no projector to choose"),
-    ({"recipe": "erm", "descriptions": "d.json"}, "reads no text"),
+    ({"recipe": "vl2v-sd", "pretrained": "hub"}, "image encoder"),
+    ({"recipe": "erm", "projector": "mlp"}, "no projector"),
+    ({"recipe": "erm", "descriptions": "d.json"}, "descriptions"),
     ({"recipe": "vlm-ood", "vocabulary": "v.txt"}, r"uses labels \(text_ce\)"),
     ({"recipe": "erm", "captions": "c.json"}, "cannot have the term caption_nce"),
     ({"recipe": "rise", "teacher": "embeddings:x.npz"}, "texts about the domains"),
     ({"recipe": "rise", "centre": True}, "learned head"),
     ({"recipe": "lgd", "centre": True}, "prototypes of lgd"),
     ({"recipe": "vl2v-sd", "centre": True}, "student of vl2v-sd"),
-    ({"average": "wise-ft"}, "does not start from them"),
-    ({"average": "swad", "select": "best"}, "chooses the weights itself"),
+    ({"average": "wise-ft"}, "WiSE-FT"),
+    ({"average": "swad", "select": "best"}, "swad"),
 ]
 
 

@@ -275,12 +275,12 @@ FOUR = {"data": "four"}
         ({"recipes": "a=erm,a=kd"}, r'name "a" is taken'),
         ({"recipes": "../a=erm"}, "cannot name a row"),
         ({"test_domains": "scetch"}, r'no domain "scetch"\. Did you mean "sketch"'),
-        ({"seeds": 0}, "over 0 seeds"),
-        ({"jobs": 0}, "0 jobs"),
+        ({"seeds": 0}, "seeds is invalid.* 1"),
+        ({"jobs": 0}, "jobs is invalid.* 1"),
         ({"protocol": "loco"}, r'no protocol "loco"\. Did you mean "lodo"'),
         ({"baseline": "kd"}, r'baseline "kd" is not among'),
-        ({"test_domain": "sketch"}, "decides test_domain itself"),
-        ({"settings": ["seed=4"]}, "decides seed itself"),
+        ({"test_domain": "sketch"}, "sets test_domain itself"),
+        ({"settings": ["seed=4"]}, "sets seed itself"),
         ({"recipe_settings": ["kd:lr=1"]}, r'no recipe "kd"'),
         ({"recipe_settings": ["lr=1"]}, "not a setting of one recipe"),
         ({"student": "mobilnetv3"}, "mobilnetv3"),
@@ -288,12 +288,12 @@ FOUR = {"data": "four"}
         (CLASS_DISJOINT | {"test_domains": "art"}, "Use --protocol lodo"),
         (CLASS_DISJOINT | {"unseen_classes": "dok"}, r'no class "dok"\. Did you mean "dog"'),
         (CLASS_DISJOINT | {"unseen_classes": "dog"}, "1 of 2 classes are unseen, and two must"),
-        (CLASS_DISJOINT | FOUR | {"oracle": True}, r"class-disjoint has no oracle\. .*low-shot"),
-        ({"protocol": "low-shot", "fractions": "0"}, "0 is not a part of the labels"),
+        (CLASS_DISJOINT | FOUR | {"oracle": True}, r"class-disjoint takes no oracle\. .*low-shot"),
+        ({"protocol": "low-shot", "fractions": "0"}, "0 is not a fraction of the labels"),
         ({"protocol": "low-shot", "fractions": "few"}, "not a list of numbers"),
-        ({"fractions": "0.1"}, "lodo trains on all labels"),
+        ({"fractions": "0.1"}, "lodo takes no fractions"),
         ({"step": 3}, r'unknown setting "step"'),
-        (FOUR | {"shots": "4"}, "lodo shows no images of unseen classes"),
+        (FOUR | {"shots": "4"}, "lodo takes no shots"),
         (K_SHOT | FOUR | {"shots": "0"}, "0 is not a number of images"),
         (K_SHOT | FOUR | {"shots": "1.5"}, "1.5 is not a number of images"),
         (K_SHOT | FOUR | {"shots": "1,6"}, r'6 images of the class "\w+" .* has 6 different'),
@@ -508,7 +508,7 @@ def test_a_few_images_in_both_ways(
         own = [row for row in found_rows if row["subject"] == subject]
         assert sum(row["n"] for row in own) == len(found[measure])
         assert sum(row["n"] * row["top1"] for row in own) == pytest.approx(found[measure].sum())
-    with pytest.raises(EdgekdError, match="none are shown"):
+    with pytest.raises(EdgekdError, match="--shots"):
         edgekd.evaluate(folder / "runs" / "vl2v-adip-0", keys="teacher")
     for run, keys, sentence in (
         ("erm-0", "teacher", "has no text head"),

@@ -11,7 +11,7 @@ import pytest
 from export_fakes import Block, logits, pictures, write_onnx
 from onnx import numpy_helper
 
-from edgekd.core.errors import EdgekdError, GateFailed
+from edgekd.core.errors import GateFailed
 from edgekd.export.onnx.evaluate import onnx_evaluator
 from edgekd.export.onnx.graphs import to_half
 from edgekd.export.quantize import search as mixed
@@ -75,15 +75,6 @@ def test_units_hold_what_int8_changes(fp32: Path, tmp_path: Path) -> None:
     assert not written & {"QuantizeLinear", "DequantizeLinear"}
     found, expected = (logits(file, pictures(8)) for file in (path, fp32))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    # The weight error is that of rounding.
-    model = calibrated.model
-    node = next(node for node in model.graph.node if "depthwise" in "".join(node.input))
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
-    weight = numpy_helper.to_array(tensor).reshape(16, 9).astype(np.float64)
-    steps = np.abs(weight).max(axis=1, keepdims=True) / 127
-    lost = weight - steps * np.round(weight / steps)
-    share = (lost**2).sum() / (weight**2).sum()
-    assert SCHEME.weight_errors(calibrated)[node.name] == pytest.approx(share, rel=1e-3)
 
 
 @pytest.mark.parametrize("scheme", [SCHEME, TENSORRT], ids=["ort", "trt"])
@@ -108,7 +99,6 @@ def test_search_keeps_what_the_gate_needs(fp32: Path, tmp_path: Path, scheme: On
     sizes = [(tmp_path / name).stat().st_size / 1e6 for name in ("loose.onnx", "tight.onnx")]
     assert tight["mixed"]["cost_mb"] == pytest.approx(sizes[1] - sizes[0], abs=1e-3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loose.onnx", "tight.onnx"]
-    assert ("fp32_ms" in tight["mixed"]) == (scheme is SCHEME), "no engine was run"
     agreeing = within("agreeing.onnx", min_agreement=0.95)["mixed"]
     assert agreeing["agreement"] >= 0.95
     assert agreeing["kept_in_float"]
@@ -135,7 +125,7 @@ def test_the_last_resort_is_float_and_is_called_so(
     assert "hardly INT8 any more" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_search_out_of_time_ranks_by_the_rounding_of_weights(fp32: Path, tmp_path: Path) -> None:
+def test_a_search_out_of_time_takes_the_others_as_they_come(fp32: Path, tmp_path: Path) -> None:
     calibrated = SCHEME.calibrate(fp32, pictures(32))
     search = Search(fp32, budget(fp32), SCHEME, calibrated, tmp_path)
     units = SCHEME.groups(calibrated)
@@ -144,8 +134,7 @@ def test_a_search_out_of_time_ranks_by_the_rounding_of_weights(fp32: Path, tmp_p
     assert order[0].name in ("depthwise", "pointwise")
     hurried, ranked = search.rank(units, deadline=0)
     assert ranked == 1
-    errors = SCHEME.weight_errors(calibrated)
-    assert hurried == sorted(units, key=lambda unit: -errors.get(unit.nodes[0], 0))
+    assert hurried == units
     quick = budget(fp32, max_drop_id=5, search_seconds=0)
     found = quantize_within(fp32, tmp_path / "a.onnx", pictures(32), quick)["mixed"]
     assert found["drop_id_points"] <= 5
@@ -166,9 +155,6 @@ def test_a_search_demands_more_agreement(wanted: float | None, surely: float) ->
 def test_a_gate_nobody_passes_is_a_failed_gate(fp32: Path, tmp_path: Path) -> None:
     with pytest.raises(GateFailed, match="even with everything in float"):
         quantize_within(fp32, tmp_path / "x.onnx", pictures(32), budget(fp32, max_drop_id=-1))
-    none = AccuracyBudget(pictures(1)[:0], np.zeros(0, np.int64), pictures(1)[:0])
-    with pytest.raises(EdgekdError, match="no validation images"):
-        quantize_within(fp32, tmp_path / "x.onnx", pictures(32), none)
 
 
 def rounded_inputs(model: onnx.ModelProto) -> dict[str, int]:

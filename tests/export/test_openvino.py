@@ -30,7 +30,6 @@ from edgekd.benchmark import device as devices
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.export.graph import torch_logits
-from edgekd.export.openvino_ir import read
 from edgekd.export.quantize import openvino as ov_int8
 from edgekd.export.quantize.openvino import Rounded, layers_in_float, revert_to_float
 from edgekd.export.quantize.search import quantize_within
@@ -171,7 +170,7 @@ def test_weights_and_images_that_cannot_be_quantized_are_refused(tmp_path: Path)
     with pytest.raises(EdgekdError, match="alike"):
         export_openvino(tmp_path / "a", "int8", calibration=np.repeat(pictures(1), 8, axis=0))
     for precision, wanted in (("fp16", "fp8"), ("fp32", "bf16")):
-        with pytest.raises(EdgekdError, match=r"no inference precision|own logits"):
+        with pytest.raises(EdgekdError, match=r"no inference_precision|own logits"):
             export_openvino(tmp_path / "a", precision, inference_precision=wanted)
     assert list(tmp_path.iterdir()) == []
 
@@ -241,13 +240,6 @@ def test_units_hold_what_int8_changes(fp32: Path, rounded: Rounded, tmp_path: Pa
     assert len({unit.nodes[0] for unit in units}) == len(units)
     left = kinds_without_int8(rounded, fp32, pictures(8), tmp_path / "none.xml")
     assert "FakeQuantize" not in left
-    # Rounding is that of INT8 per channel.
-    [stem] = [unit.nodes[0] for unit in units if unit.name == "stem"]
-    nodes = read(fp32).get_ordered_ops()
-    [weight] = [n.data for n in nodes if n.get_friendly_name().endswith("stem.weight")]
-    scale = np.abs(weight).max(axis=(1, 2, 3), keepdims=True) / 127
-    lost = np.square(weight - np.round(weight / scale) * scale).sum() / np.square(weight).sum()
-    assert SCHEME.weight_errors(rounded)[stem] == pytest.approx(lost, rel=1e-4)
 
 
 def test_the_search_keeps_what_the_gate_needs(fp32: Path, tmp_path: Path) -> None:
@@ -268,7 +260,6 @@ def test_the_search_keeps_what_the_gate_needs(fp32: Path, tmp_path: Path) -> Non
     assert sorted(sizes) == ["loose.bin", "loose.xml", "tight.bin", "tight.xml"]
     added = sum(size if "tight" in name else -size for name, size in sizes.items())
     assert tight["cost_mb"] == pytest.approx(added, abs=1e-3)
-    assert tight["fp32_ms"] > 0
 
 
 def textured(n: int, seed: int = 0) -> np.ndarray:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +28,8 @@ from edgekd.targets.agent.job import Job, JobArtifact
 from edgekd.targets.agent.store import read_step
 from edgekd.targets.devices import drive
 from edgekd.targets.devices.payload import write_agent
-from edgekd.targets.trt import engine as trt_engine
-from edgekd.targets.trt.builders import Gpu
+from edgekd.targets.trt import machine as trt_engine
+from edgekd.targets.trt.machine import Gpu
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 @pytest.fixture
 def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A device with the stand-ins; the file gets a line for every engine that is built."""
-    monkeypatch.setenv("PYTHONPATH", str(plant(tmp_path / "planted")))
+    monkeypatch.setenv("PYTHONPATH", str(plant(tmp_path / "planted")), prepend=os.pathsep)
     monkeypatch.setenv("FAKE_BUILDS", str(tmp_path / "builds"))
     be_brief(monkeypatch)
     return tmp_path / "builds"

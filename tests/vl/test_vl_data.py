@@ -82,8 +82,9 @@ def test_low_shot_is_stratified_and_nested(colours: Path) -> None:
     assert set(one) < set(half) < set(pool)
     assert set(low_shot(images, pool, 0.5, 1)) != set(half)
     assert (low_shot(images, pool, 1.0, 0) == pool).all()
-    with pytest.raises(EdgekdError, match="fraction 0"):
-        split_examples(make_choice(images, styles=False), test_domain="none", fraction=0)
+    for fraction in (0.0, 1.5):
+        with pytest.raises(EdgekdError, match="fraction"):
+            VlTrainConfig.load(fraction=fraction)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_easy_vqa() -> None:
 
 
 def test_mistakes(monkeypatch: pytest.MonkeyPatch, colours: Path, tmp_path: Path) -> None:
-    for task, data in (("vgq", "easy-vqa"), ("vqa", str(colours)), ("ve", "easy-vqa")):
+    for task, data in (("vqa", str(colours)), ("ve", "easy-vqa")):
         with pytest.raises(EdgekdError):
             load_vl_data(task, data)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -34,9 +34,6 @@ def embedding_with_bank(loaded: LoadedRun, data: str | None) -> tuple[Deployable
     """Return the graph, and the bank of the run's classes with its factor fitted on source validation.
 
     Cosines are not the scores that the exported classifier gives, so its temperature does not fit them.
-
-    Args:
-        data: where the run's images lie now, if they have moved.
     """
     images, split = loaded.data(data)
     order = np.random.Generator(np.random.Philox(0)).permutation(split.val)

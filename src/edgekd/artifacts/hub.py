@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgekd.configs.hub import PullConfig, PushConfig
+from edgekd.configs.models import PullConfig, PushConfig
 from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError, first_line
 from edgekd.core.files import scratch_folder

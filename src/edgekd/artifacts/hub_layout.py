@@ -23,10 +23,11 @@ import onnx
 from edgekd.benchmark.report.render import escape
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError, first_line
-from edgekd.core.files import write_json, write_text
+from edgekd.core.files import render_template, write_json, write_text
 from edgekd.core.manifest import LABELS_FILE, Artifact, Run, read_artifact, read_run
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import printable, read_object, read_text
+from edgekd.evaluation.subjects import artifact_folders
 from edgekd.export.onnx.graphs import rename_input, with_float_input
 from edgekd.targets.registry import DEFAULT_TARGET
 
@@ -50,14 +51,20 @@ _SAME = 1e-4
 def write_run(folder: Path, run_folder: Path, repo: str) -> None:
     """Write a finished run into the empty `folder`, for the repository `repo`."""
     run = read_run(run_folder)
-    artifacts = [
-        read_artifact(path.parent)
-        for path in sorted(run_folder.glob("artifacts/*/artifact.json"))
-        if path.parent.suffix != ".failed"
-    ]
+    artifacts = [read_artifact(path) for path in artifact_folders(run_folder)]
     _write_timm(folder, run_folder)
     _write_files(folder, run, artifacts)
-    write_text(folder / "README.md", _card(run, run_folder, repo, folder))
+    library = "timm" if (folder / "model.safetensors").exists() else ""
+    cards = sorted(run_folder.glob("benchmark*/MODEL_CARD.md"), key=lambda p: p.stat().st_mtime)
+    card = read_text(cards[-1], "model card", "Benchmark the run again.") if cards else ""
+    if card and library:
+        card = card.replace("---\n", f"---\nlibrary_name: {library}\n", 1)
+    student, recipe, teacher = map(escape, (run.student, run.recipe, run.teacher))
+    about = (
+        f"A {student} image classifier for {len(run.classes)} classes, trained with the recipe {recipe} from the "
+        f"teacher {teacher}. It has not been benchmarked."
+    )
+    _write_readme(folder, repo, library=library, about=about, card=card)
 
 
 def write_artifact(folder: Path, artifact_folder: Path, repo: str) -> None:
@@ -65,9 +72,8 @@ def write_artifact(folder: Path, artifact_folder: Path, repo: str) -> None:
     artifact = read_artifact(artifact_folder)
     _write_files(folder, artifact, [artifact])
     about = f"{len(artifact.classes)} classes; {artifact.target}, {artifact.precision}."
-    front = _front("onnx" if (folder / "onnx").exists() else None)
-    title = printable(repo.rpartition("/")[2])
-    write_text(folder / "README.md", f"{front}# {title}\n\n{about}\n{_contents(folder, repo)}")
+    library = "onnx" if (folder / "onnx").exists() else ""
+    _write_readme(folder, repo, library=library, about=about, card="")
 
 
 def processor(preprocess: Preprocess) -> dict[str, Any]:
@@ -219,49 +225,16 @@ def _check_same(folder: Path, loaded: LoadedRun) -> None:
         raise ValueError("timm's model gives other logits")
 
 
-def _card(run: Run, run_folder: Path, repo: str, folder: Path) -> str:
-    """Return the newest benchmark's model card with a section on the repository's files; a short one without any."""
-    cards = sorted(
-        run_folder.glob("benchmark*/MODEL_CARD.md"), key=lambda path: path.stat().st_mtime
+def _write_readme(folder: Path, repo: str, **parts: str) -> None:
+    """Write the model card, `card` or a short one, with a section on how each file of the repository is opened."""
+    text = render_template(
+        __package__,
+        "hub_readme.jinja",
+        **parts,
+        repo=repo,
+        title=printable(repo.rpartition("/")[2]),
+        has_weights=(folder / "model.safetensors").exists(),
+        has_onnx=(folder / "onnx").exists(),
+        artifacts=sorted(path.name for path in (folder / "artifacts").glob("*")),
     )
-    library = "timm" if (folder / "model.safetensors").exists() else None
-    if cards:
-        card = read_text(cards[-1], "model card", "Benchmark the run again.")
-        if library:
-            card = card.replace("---\n", f"---\nlibrary_name: {library}\n", 1)
-    else:
-        student, recipe, teacher = map(escape, (run.student, run.recipe, run.teacher))
-        about = (
-            f"A {student} image classifier for {len(run.classes)} classes, trained with the recipe {recipe} from the "
-            f"teacher {teacher}. It has not been benchmarked."
-        )
-        title = printable(repo.rpartition("/")[2])
-        card = f"{_front(library)}# {title}\n\n{about}\n"
-    return card + _contents(folder, repo)
-
-
-def _front(library: str | None) -> str:
-    named = f"library_name: {library}\n" if library else ""
-    tags = "tags: [edgekd, knowledge-distillation]"
-    return f"---\n{named}pipeline_tag: image-classification\n{tags}\n---\n"
-
-
-def _contents(folder: Path, repo: str) -> str:
-    """Return the section on how each file of the repository is opened."""
-    rows = []
-    if (folder / "model.safetensors").exists():
-        rows.append(
-            ("`model.safetensors`", f'`timm.create_model("hf-hub:{repo}", pretrained=True)`')
-        )
-    if (folder / "onnx").exists():
-        given = "`pixel_values` as `preprocessor_config.json` prepares them → `logits`"
-        rows.append(("`onnx/`", f"transformers.js, optimum, ONNX Runtime: {given}"))
-    for path in sorted((folder / "artifacts").glob("*")):
-        rows.append(
-            (
-                f"`artifacts/{path.name}/`",
-                f'`edgekd pull {repo} --out model`, then `edgekd.load("model/artifacts/{path.name}")`',
-            )
-        )
-    lines = ["", "## Files", "", "| file | opens with |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {name} | {how} |" for name, how in rows)]) + "\n"
+    write_text(folder / "README.md", text)

@@ -50,11 +50,7 @@ def artifact_folder(run: Path) -> Path:
 
 @verb(VlExportConfig)
 def export_vl(config: VlExportConfig) -> dict[str, Any]:
-    """Write the run's student, with its text side, as ONNX into `RUN/artifacts/onnxruntime-fp32`, and check it.
-
-    Returns:
-        The artifact's record, with `parity`.
-    """
+    """Write the run's student as ONNX into its `artifacts/onnxruntime-fp32`, check it, and return the record."""
     from edgekd.distill.vl.run import load_vl_run, torch_predict
     from edgekd.distill.vl.tasks import load_examples
     from edgekd.export.vl import export_vl_model

@@ -1,6 +1,6 @@
-"""The command line: what each verb prints, one-sentence errors, exit codes 0, 1 and 2.
+"""The command line: the output of each command, one-sentence errors, and exit codes 0, 1 and 2.
 
-The options are those of the configurations (`edgekd.configs`); heavy imports are inside the commands.
+The options come from the configurations (`edgekd.configs`). Heavy imports are inside the commands.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgekd.cli.commands import Given, command
+from edgekd.cli.commands import command
 from edgekd.cli.exits import leave, raise_on_sigterm, stopped_by
 from edgekd.core.console import open_streams, out, result, shell_word
 from edgekd.core.errors import EdgekdError, GateFailed
@@ -56,10 +56,10 @@ def _options(
     pass
 
 
-@command(app, "edgekd.api:train_or_plan")
-def train(run: Any, given: Given) -> None:
+@command(app, "edgekd.api:train", pick=lambda config: "plan_training" if config.plan else "train")
+def train(run: Any, config: Any) -> None:
     """Distil a compact student from a CLIP teacher."""
-    if given.get("plan"):
+    if config.plan:
         result(*run.lines())
         return
     result(
@@ -70,26 +70,22 @@ def train(run: Any, given: Given) -> None:
 
 
 @command(app, "edgekd.api:fetch")
-def fetch(written: Any, given: Given) -> None:
+def fetch(written: Any, config: Any) -> None:
     """Download a teacher and students for offline machines."""
     result(
-        f"weights: {', '.join(path.name for path in written)}  (in {given['to']})",
-        f"there:   edgekd train … --weights-dir {shell_word(given['to'])}",
+        f"weights: {', '.join(path.name for path in written)}  (in {config.to})",
+        f"there:   edgekd train … --weights-dir {shell_word(config.to)}",
     )
 
 
-@command(app, "edgekd.api:export_or_choose", "export")
-def export(artifacts: Any, _: Given) -> None:
+@command(app, "edgekd.api:export", pick=lambda config: "choose" if config.auto else "export")
+def export(artifacts: Any, config: Any) -> None:
     """Write the file that a device runs. It is checked against the torch student."""
-    if not isinstance(artifacts, list):
+    if config.auto:
         _chosen(artifacts)
         return
     for artifact in artifacts:
-        parity = artifact.parity
-        result(
-            f"artifact: {artifact.folder}  ({artifact.precision}, top-1 agreement with the torch student "
-            f"{100 * parity['top1_agreement']:.1f} % on {parity['n']} images)"
-        )
+        result(f"artifact: {artifact.folder}  ({artifact.precision}, {artifact.agreement})")
     from edgekd.export.run import int8_speed
 
     speed = int8_speed(artifacts[-1])
@@ -99,7 +95,7 @@ def export(artifacts: Any, _: Given) -> None:
 
 
 def _chosen(chosen: Any) -> None:
-    """Print the file to ship among those that were tried; exit code 1 where none meets the budget."""
+    """Print the recommended file; exit with 1 if no file meets the budget."""
     from edgekd.benchmark.report.recommend import check_recommendation, print_choice
 
     print_choice(chosen.report, chosen.left_out)
@@ -109,7 +105,7 @@ def _chosen(chosen: Any) -> None:
 
 
 @command(app, "edgekd.api:verify")
-def verify(links: Any, given: Given) -> None:
+def verify(links: Any, config: Any) -> None:
     """Repeat the parity check of an artifact. Exit code 1 if it fails."""
     for link in links:
         word = "holds" if link["passed"] else "BROKEN"
@@ -120,19 +116,21 @@ def verify(links: Any, given: Given) -> None:
     broken = next((link for link in links if not link["passed"]), None)
     if broken is not None:
         raise GateFailed(
-            f"{given['artifact']} is not what the student computes; the link {broken['link']} broke: "
+            f"{config.artifact} is not what the student computes; the link {broken['link']} broke: "
             f"{broken['reason']}.",
-            "Export again with --overwrite; for INT8 measure its accuracy: edgekd benchmark.",
+            "Export again with --overwrite, or measure the accuracy of an INT8 file: edgekd benchmark.",
         )
 
 
-@command(app, "edgekd.api:benchmark_or_bundle")
-def benchmark(report: Any, given: Given) -> None:
+@command(
+    app, "edgekd.api:benchmark", pick=lambda config: "make_bundle" if config.bundle else "benchmark"
+)
+def benchmark(report: Any, config: Any) -> None:
     """Measure latency and accuracy of the exported files. Accuracy is in domain and out of distribution."""
     from edgekd.benchmark.report.write import check_gates, print_report
 
-    if isinstance(report, str):
-        _bundle(report, given)
+    if config.bundle:
+        _bundle(report, config)
         return
     print_report(report)
     result(
@@ -141,11 +139,10 @@ def benchmark(report: Any, given: Given) -> None:
     check_gates(report)
 
 
-def _bundle(line: str, given: Given) -> None:
+def _bundle(line: str, config: Any) -> None:
     """Print how a bundle goes on: the line to run there, and the command that reads its result."""
-    from edgekd.configs.benchmark import BenchmarkConfig, SuiteOptions
+    from edgekd.configs.benchmark import SuiteOptions
 
-    config = BenchmarkConfig.load(**given)
     words = [str(path) for path in config.paths]
     for name in SuiteOptions.model_fields:
         if name in config.model_fields_set and name != "paths":
@@ -160,13 +157,13 @@ def _bundle(line: str, given: Given) -> None:
 
 
 @command(app, "edgekd.api:report")
-def report(page: Any, _: Given) -> None:
+def report(page: Any, _: Any) -> None:
     """Compare finished benchmarks on one page. Nothing is measured again."""
     result(f"comparison: {page}  (also comparison.md)")
 
 
 @command(app, "edgekd.api:evaluate")
-def evaluate(rows: Any, _: Given) -> None:
+def evaluate(rows: Any, _: Any) -> None:
     """Print the accuracy of a teacher and of a run's student. By domain and part: train, val, test, unseen."""
     columns = _AGREEMENT if rows and "top1_agreement" in rows[0] else _ACCURACY
     header = ["subject", "domain", "part", "images", *(title for title, _ in columns.values())]
@@ -205,28 +202,28 @@ _AGREEMENT = {
 
 
 @command(app, "edgekd.api:predict")
-def predict(predictions: Any, given: Given) -> None:
+def predict(predictions: Any, config: Any) -> None:
     """Classify images, folders, a video or a camera. With a run's student or an exported file."""
     from edgekd.inference.predict import print_predictions
 
-    print_predictions(predictions, given)
+    print_predictions(predictions, config)
 
 
 @command(app, "edgekd.api:demo")
-def demo(page: Any, _: Given) -> None:
+def demo(page: Any, _: Any) -> None:
     """Open a local web page that classifies your pictures. Teacher, student and exported files side by side."""
     result(f"demo: {page.url}  (Ctrl-C ends it)")
     page.serve()
 
 
 @command(app, "edgekd.api:push")
-def push(address: Any, given: Given) -> None:
+def push(address: Any, config: Any) -> None:
     """Upload a run or an exported file to the Hugging Face Hub."""
-    result(f"uploaded: {address}", f"there:    edgekd pull {given['repo']} --out model")
+    result(f"uploaded: {address}", f"there:    edgekd pull {config.repo} --out model")
 
 
 @command(app, "edgekd.api:pull")
-def pull(folder: Any, _: Given) -> None:
+def pull(folder: Any, _: Any) -> None:
     """Download what edgekd push uploaded."""
     result(f"model: {folder}")
     for path in sorted(folder.glob("artifacts/*")):
@@ -234,7 +231,7 @@ def pull(folder: Any, _: Given) -> None:
 
 
 @command(app, "edgekd.api:study")
-def study(made: Any, _: Given) -> None:
+def study(made: Any, _: Any) -> None:
     """Compare recipes over seeds and unseen domains. One table, with intervals."""
     from edgekd.benchmark.report.render import print_document
     from edgekd.studies.write import study_document
@@ -244,42 +241,42 @@ def study(made: Any, _: Given) -> None:
         result(f"study: {made.folder}/table.md  (also table.csv, table.png, cells.jsonl)")
     else:
         result(
-            f"part:  of {made.folder}; after all parts, the same command without --part makes the tables"
+            f"part: of {made.folder}; when all parts are done, run the command without --part to make the tables"
         )
     if made.failures:
         first = made.failures[0]
         raise EdgekdError(
-            f"{len(made.failures)} cells failed and are missing above, the first {first.cell.key}: {first.reason}",
-            "Mend this and run the same command again: finished parts stay.",
+            f"{len(made.failures)} cells failed and are missing above; the first is {first.cell.key}: {first.reason}",
+            "Fix the cause and run the same command again; finished cells are kept.",
         )
 
 
 @command(data, "edgekd.api:check_data")
-def check(found: Any, _: Given) -> None:
+def check(found: Any, _: Any) -> None:
     """Find unreadable images, duplicates and uneven classes. With a teacher also near-duplicates and label errors."""
     result(*found.summary(), f"page: {found.page}")
 
 
 @command(classes, "edgekd.api:add_class")
-def add(changed: Any, given: Given) -> None:
+def add(changed: Any, config: Any) -> None:
     """Add a class by its name, a text vector or a few images. A name is embedded with the run's prompts."""
     from edgekd.targets.bank import read_bank
     from edgekd.targets.bank_change import describe_last
 
     result(
         f"classes: {', '.join(changed.classes)}",
-        f"{given['name']}: {describe_last(read_bank(given['artifact'] / changed.bank))}",
+        f"{config.name}: {describe_last(read_bank(config.artifact / changed.bank))}",
     )
 
 
 @command(classes, "edgekd.api:remove_class")
-def remove(changed: Any, _: Given) -> None:
+def remove(changed: Any, _: Any) -> None:
     """Remove a class that was added since the export."""
     result(f"classes: {', '.join(changed.classes)}")
 
 
 @command(vl, "edgekd.artifacts.vl:train_vl", "train")
-def vl_train(run: Any, _: Given) -> None:
+def vl_train(run: Any, _: Any) -> None:
     """Train a small student that takes an image and a text."""
     result(
         f"student: {run.folder}  ({run.record['data']}, validation accuracy {100 * run.record['val_accuracy']:.1f} %, "
@@ -289,7 +286,7 @@ def vl_train(run: Any, _: Given) -> None:
 
 
 @command(vl, "edgekd.artifacts.vl:evaluate_vl", "evaluate")
-def vl_evaluate(rows: Any, _: Given) -> None:
+def vl_evaluate(rows: Any, _: Any) -> None:
     """Print the accuracy in and out of domain. Beside it stands that of the most frequent answer."""
     lines = [["suite", "examples", "accuracy %", "constant answer %"]]
     for row in rows:
@@ -303,15 +300,15 @@ def vl_evaluate(rows: Any, _: Given) -> None:
 
 
 @command(vl, "edgekd.artifacts.vl:export_vl", "export")
-def vl_export(record: Any, given: Given) -> None:
+def vl_export(record: Any, config: Any) -> None:
     """Write the student as an ONNX file and check it against torch. Inputs are picture and token ids."""
     from edgekd.artifacts.vl import artifact_folder
 
     parity = record["parity"]
     result(
-        f"artifact: {artifact_folder(given['run'])}  (same answer as the torch student on "
+        f"artifact: {artifact_folder(config.run)}  (same answer as the torch student on "
         f"{100 * parity['top1_agreement']:.1f} % of {parity['n']} examples)",
-        f"next:     edgekd vl evaluate {shell_word(given['run'])} --onnx",
+        f"next:     edgekd vl evaluate {shell_word(config.run)} --onnx",
     )
 
 
@@ -329,7 +326,7 @@ def students(
         str | None, typer.Argument(help='Search timm\'s names, for example "*mobilenet*".')
     ] = None,
 ) -> None:
-    """Friendly names, or timm's names that match a pattern."""
+    """List short names, or timm names that match a pattern."""
     from edgekd.cli.doctor import student_lines
 
     _print(student_lines(pattern))
@@ -341,7 +338,7 @@ def teachers(
         str | None, typer.Argument(help='Search open_clip\'s names, for example "*B-32*".')
     ] = None,
 ) -> None:
-    """Kinds of teachers, or open_clip's NAME:TAG that match a pattern."""
+    """List kinds of teachers, or matching names of open_clip."""
     from edgekd.cli.doctor import teacher_lines
 
     _print(teacher_lines(pattern))
@@ -349,21 +346,21 @@ def teachers(
 
 @known.command()
 def recipes() -> None:
-    """Training recipes with their stages and terms."""
+    """List training recipes with their stages and terms."""
     from edgekd.cli.doctor import recipe_lines
 
     _print(recipe_lines())
 
 
 @command(known, "edgekd.api:missing_embeddings")
-def missing(names: Any, _: Given) -> None:
+def missing(names: Any, _: Any) -> None:
     """List images that are missing from a file of embeddings. By the names it must use."""
     _print(names)
 
 
 @known.command()
 def targets() -> None:
-    """Export targets with their precisions, and profiles of devices."""
+    """List export targets with their precisions, and device profiles."""
     from edgekd.cli.doctor import target_lines
 
     _print(target_lines())
@@ -375,8 +372,8 @@ def _print(lines: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Run the command line. A user's mistake is one sentence, a hint, and exit code 2; a failed gate is exit code 1."""
-    # Idle threads of OpenMP spin for a moment, then sleep (docs/train.md); it must be set before torch loads.
+    """Run the command line. User errors print one sentence and a hint and exit with 2. A failed gate exits with 1."""
+    # Let idle OpenMP threads spin briefly before they sleep (docs/train.md). It must be set before torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     open_streams()

@@ -1,6 +1,6 @@
-"""Typer commands whose parameters are made from a configuration when they are first needed.
+"""Typer commands whose parameters are created from a configuration on first use.
 
-So `edgekd --help` imports neither pydantic nor rich's tables; the help of a command has a heading per group of options.
+So `edgekd --help` imports neither pydantic nor rich's tables. The help of a command has a heading per option group.
 """
 
 from __future__ import annotations
@@ -22,26 +22,28 @@ from edgekd.core.errors import EdgekdError
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-Given = dict[str, Any]
-"""The options on a command line, by field; those that were not given are left out."""
-Show = Callable[[Any, Given], None]
+Show = Callable[[Any, Any], None]
+"""Print what a verb returned for a configuration."""
 
 
-def command(app: typer.Typer, verb: str, name: str | None = None) -> Callable[[Show], Show]:
+def command(
+    app: typer.Typer, verb: str, name: str | None = None, pick: Callable[[Any], str] | None = None
+) -> Callable[[Show], Show]:
     """Register a command that calls a verb; the decorated function prints what it returns.
 
     Args:
         verb: `module:function` decorated with `edgekd.configs.verbs.verb`; imported when it is needed.
         name: the command; None takes the function's name.
+        pick: configuration → the function of the module to call; None: always the verb.
     """
 
     def register(show: Show) -> Show:
         @functools.cache
         def made() -> Any:
-            return _command(verb, show)
+            return _command(verb, show, pick)
 
         class Lazy(TyperCommand):
-            """Takes parameters, help page and callback of the command made from the configuration."""
+            """Delegate to the command created from the configuration."""
 
             @property
             def params(self) -> Any:
@@ -71,11 +73,13 @@ def command(app: typer.Typer, verb: str, name: str | None = None) -> Callable[[S
     return register
 
 
-def _command(verb: str, show: Show) -> Any:
+def _command(verb: str, show: Show, pick: Callable[[Any], str] | None) -> Any:
     from edgekd.configs.base import COMMAS, options_of
 
-    module, _, function = verb.partition(":")
-    options = options_of(getattr(importlib.import_module(module), function).config)
+    name_of_module, _, function = verb.partition(":")
+    module = importlib.import_module(name_of_module)
+    model = getattr(module, function).config
+    options = options_of(model)
     parameters, switches = [], {}
     for name, (field, panel, extra) in options.items():
         kind = _kind(field.annotation)
@@ -88,7 +92,7 @@ def _command(verb: str, show: Show) -> Any:
             parameters.append(_switch(switch, flag, value, help_, panel))
 
     def callback(**values: Any) -> None:
-        given: Given = {}
+        given: dict[str, Any] = {}
         for name, value in values.items():
             if value is None or value == []:
                 continue
@@ -100,7 +104,9 @@ def _command(verb: str, show: Show) -> Any:
                     f"Give one of {flags}, and repeat the command for another.",
                 )
             given[name] = ",".join(value) if COMMAS in options[name][0].metadata else value
-        show(getattr(importlib.import_module(module), function)(**given), given)
+        config = model.load(**given)
+        called = inspect.unwrap(getattr(module, pick(config) if pick else function))
+        show(called(config), config)
 
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -110,7 +116,7 @@ def _command(verb: str, show: Show) -> Any:
 
 
 def _kind(annotation: Any) -> Any:
-    """Return what typer parses for a field's type; None for tables, which have no flag."""
+    """Return the type that typer parses for a field; None for tables, which have no flag."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _kind(inner[0])
@@ -179,7 +185,7 @@ def _choices(annotation: Any) -> Iterator[str]:
 
 
 def _help(field: FieldInfo) -> str:
-    """Return a field's docstring with its default in brackets: its last words `Default: …`, or the value."""
+    """Return a field's docstring with the default in brackets, from its final `Default: …` or the default value."""
     text, _, default = " ".join((field.description or "").replace("`", "").split()).partition(
         " Default: "
     )

@@ -1,9 +1,8 @@
-"""`edgekd doctor` and `edgekd list`: what is here, in plain lines."""
+"""The output of `edgekd doctor` and `edgekd list`."""
 
 from __future__ import annotations
 
 import fnmatch
-import importlib.metadata
 import platform
 
 from edgekd.core.errors import EdgekdError, did_you_mean
@@ -11,28 +10,16 @@ from edgekd.core.files import cache_root
 from edgekd.core.version import __version__
 
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "open_clip_torch",
-    "onnx",
-    "onnxruntime",
-    "nncf",
-    "openvino",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "coremltools",
-    "executorch",
-    "litert-torch",
-    "ai-edge-litert",
-)
+    "torch", "torchvision", "timm", "open_clip_torch", "onnx", "onnxruntime", "nncf", "openvino", "tensorrt",
+    "tensorrt-rtx-cu13", "coremltools", "executorch", "litert-torch", "ai-edge-litert",
+)  # fmt: skip
 _SETTINGS = {
     "compute_capability": "compute capability {}",
     "deployment_target": "{}",
     "threads": "{} threads",
     "input": "input {}",
 }
-"""Setting of a profile → how a line shows it."""
+"""Setting of a profile → its format in a line."""
 
 
 def examine() -> list[str]:
@@ -41,35 +28,28 @@ def examine() -> list[str]:
     import torch
 
     from edgekd.core.hub import hub_reachable
-    from edgekd.core.machine import describe
-    from edgekd.targets.trt.builders import describe as tensorrt_builder
+    from edgekd.core.machine import describe, version_of
+    from edgekd.targets.trt.machine import describe as tensorrt_builder
 
     machine = describe()
-    features = ", ".join(machine["features"]) or "none of the ones that speed up INT8"
+    features = ", ".join(machine["features"]) or "none that speed up INT8"
     facts = {
         "edgekd": f"{__version__}, Python {platform.python_version()} on {platform.platform()}",
         "processor": f"{machine['cpu']} ({machine['usable_cores']} of {machine['cores']} cores usable; {features})",
         "CUDA": torch.cuda.get_device_name() if torch.cuda.is_available() else "no device",
-        **{package: _version(package) for package in PACKAGES},
+        **{package: version_of(package) or "not installed" for package in PACKAGES},
         "providers": ", ".join(onnxruntime.get_available_providers()),
         "TensorRT": tensorrt_builder(),
         "cache": str(cache_root()),
         "hub": "reachable"
         if hub_reachable()
-        else "out of reach: use local weights and local-dir: teachers",
+        else "not reachable: use local weights and local-dir: teachers",
     }
     return [f"{name:<18}{fact}" for name, fact in facts.items()]
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def student_lines(pattern: str | None) -> list[str]:
-    """Return friendly names, or the timm names that match."""
+    """Return the short names, or the timm names that match the pattern."""
     import timm
 
     from edgekd.distill.models.students import FRIENDLY, TEACHER_ENCODER
@@ -87,7 +67,7 @@ def student_lines(pattern: str | None) -> list[str]:
 
 
 def teacher_lines(pattern: str | None) -> list[str]:
-    """Return kinds of teacher specs, or open_clip's name:tag pairs that match."""
+    """Return the kinds of teacher specs, or open_clip's name:tag pairs that match the pattern."""
     import open_clip
 
     names = open_clip.list_pretrained(as_str=True)
@@ -97,7 +77,7 @@ def teacher_lines(pattern: str | None) -> list[str]:
             "NAME:TAG                  open_clip's own, for example ViT-B-32:laion2b_s34b_b79k",
             "hf-hub:ORG/MODEL          any open_clip model on the hub",
             "local-dir:FOLDER          open_clip_config.json and weights in a folder",
-            "embeddings:FILE.npz       precomputed image and text embeddings (a black box)",
+            "embeddings:FILE.npz precomputed image and text embeddings",
             "",
             f'open_clip has {len(names)} NAME:TAG pairs; search with: edgekd list teachers "*B-32*"',
         ]
@@ -107,7 +87,7 @@ def teacher_lines(pattern: str | None) -> list[str]:
 
 
 def recipe_lines() -> list[str]:
-    """Return every recipe with what it does, its source, stages, terms and weights."""
+    """Return every recipe with its summary, source, stages, terms and weights."""
     from edgekd.distill.recipes import DEFAULT_RECIPE, RECIPES
 
     lines = []
@@ -123,7 +103,7 @@ def recipe_lines() -> list[str]:
 
 
 def target_lines() -> list[str]:
-    """Return every target with its runtime and precisions, and the profiles of devices with their cautions."""
+    """Return every target with its precisions, and the device profiles with their cautions."""
     from edgekd.targets.profiles import load_profile, profile_names
     from edgekd.targets.registry import TARGETS
 
@@ -134,8 +114,8 @@ def target_lines() -> list[str]:
     ]
     lines += [
         "",
-        "Profiles of devices (edgekd export or benchmark --profile NAME|FILE.toml). Files take RGB uint8 NHWC where no",
-        "other input is named. After each claim its page; what nobody has looked for there is marked:",
+        "Device profiles (edgekd export or benchmark --profile NAME|FILE.toml). The input is RGB uint8 NHWC unless",
+        "stated otherwise. Each claim has its source; unchecked ones are marked:",
     ]
     for name in profile_names():
         profile = load_profile(name)

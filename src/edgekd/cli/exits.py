@@ -1,4 +1,4 @@
-"""How a command ends: an error in one sentence, a signal, and the exit code."""
+"""The end of a command: one-sentence errors, signals, and exit codes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from edgekd.core.errors import EdgekdError, Stopped
 
 
 def leave(error: EdgekdError | Stopped) -> NoReturn:
-    """Print the error, or what stopped the command, with its hint, and exit."""
+    """Print the error, or the signal that stopped the command, with its hint, and exit."""
     hint = f"\nhint:  {error.hint}" if error.hint else ""
     if sys.getfilesystemencoding() != "utf-8" and not error.message.isascii():
-        hint += "\nhint:  File names are not read as UTF-8 here; set PYTHONUTF8=1 where they are."
+        hint += "\nhint: File names are not decoded as UTF-8; set PYTHONUTF8=1 if they should be."
     kind = "error: " if isinstance(error, EdgekdError) else ""
     typer.echo(clean(f"{kind}{error.message}{hint}"), err=True)
     sys.exit(error.exit_code)
 
 
 def raise_on_sigterm() -> None:
-    """Let SIGTERM unwind like Ctrl-C, so that locks and half-written files go."""
+    """Make SIGTERM unwind like Ctrl-C, so that locks and half-written files are removed."""
 
     def stop(number: int, frame: object) -> None:
         raise Stopped(number)
@@ -37,7 +37,7 @@ def raise_on_sigterm() -> None:
 
 
 def stopped_by(leaving: BaseException) -> Stopped:
-    """Return what made typer leave: the `Stopped` that a command raised, or a plain Ctrl-C."""
+    """Return the `Stopped` that ended typer, or one for Ctrl-C."""
     error: BaseException | None = leaving
     while error is not None:
         if isinstance(error, Stopped):

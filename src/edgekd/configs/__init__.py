@@ -1,1 +1,1 @@
-"""What each verb can be given: one model per verb, from which command line, files, `--set` and Python calls follow."""
+"""One configuration per command, from which command line, files, `--set` and Python functions are derived."""

@@ -1,7 +1,7 @@
-"""The base of every configuration: a pydantic model whose fields are the options of one verb.
+"""The base of every configuration: a pydantic model whose fields are the options of one command.
 
-A field is the complete definition of an option: its type, default, rules, and help (its docstring). Whether it is
-given as a flag, in a file, with `--set`, or to the Python function, it passes through `Config.load`.
+A field defines an option completely: type, default, validation, and help (its docstring). Flags, files, `--set` and
+Python arguments are all loaded by `Config.load`.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def _words(value: Any) -> Any:
         return value
     words = tuple(filter(None, map(str.strip, value.split(","))))
     if value and not words:
-        raise EdgekdError(f'"{value}" names nothing.', "Write words with commas between them.")
+        raise EdgekdError(f'"{value}" has no words.', "Write words separated by commas.")
     return words
 
 
 def _items(value: Any) -> Any:
-    """Wrap a single value, which may be a string with commas in it."""
+    """Wrap a single value, which may be a string with commas, in a tuple."""
     return (value,) if isinstance(value, str | Path) else value
 
 
@@ -61,25 +61,25 @@ def _numbers(kind: type, what: str, example: str) -> BeforeValidator:
             return tuple(kind(number) for number in _words(value))
         except (TypeError, ValueError) as error:
             raise EdgekdError(
-                f'"{value}" is not a list of {what}.', f"Write them with commas: {example}."
+                f'"{value}" is not a list of {what}.', f"Separate them by commas: {example}."
             ) from error
 
     return BeforeValidator(parse)
 
 
 _MOST_PROBLEMS = 6
-"""How many problems of the settings one message spells out."""
+"""Maximum number of problems in one message."""
 _CHECK = "Check --config; docs/train.md has an example."
 SETTINGS = "Settings"
-"""Heading over the ways to give any option."""
+"""Heading of `--config` and `--set` in `--help`."""
 COMMAS = BeforeValidator(_words)
-"""Marks a field that takes one string with commas as well as a sequence."""
+"""Validator of a field that takes a string with commas or a sequence."""
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
 
     class Converted(Generic[Read, Write]):
-        """Static type of a field that is given as `Write` and read as `Read`."""
+        """Static type of a field that is set as `Write` and read as `Read`."""
 
         def __get__(self, instance: object, owner: Any = None) -> Read: ...
         def __set__(self, instance: object, value: Write) -> None: ...
@@ -118,13 +118,13 @@ def option(
     switches: Mapping[str, tuple[str | dict[str, str], str]] | None = None,
     **rules: Any,
 ) -> Any:
-    """Declare an option; with nothing but a default, `name: type = default` does.
+    """Declare an option. An option with only a default needs just `name: type = default`.
 
     Args:
-        kw_only: False for what the command line and Python also take by position.
-        group: heading in `--help` instead of the class's.
-        flag: spelling on the command line instead of `--name`.
-        switches: further flags that set this field: flag → (value, help), or ({argument: value}, help).
+        kw_only: False for a positional argument of the command line and of the Python function.
+        group: heading in `--help`; None takes the name of the class.
+        flag: flag of the command line; None is `--name`, and an empty string is no flag.
+        switches: additional flags that set this field: flag → (value, help), or ({argument: value}, help).
         **rules: further arguments of `pydantic.Field`, such as `ge=1`.
     """
     extra: Any = {
@@ -139,22 +139,22 @@ def option(
 
 
 def check(method: Method) -> Method:
-    """Mark a method of a `Config` that raises an `EdgekdError` where its fields contradict each other."""
+    """Mark a method of a `Config` as a validator, which raises `EdgekdError` if fields contradict each other."""
     method.is_check = True  # type: ignore[attr-defined]
     return method
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(option,))
 class _Meta(ModelMetaclass):
-    """Lets type checkers and editors see `option` and `Converted` in the constructor."""
+    """Metaclass that shows `option` and `Converted` to type checkers and editors."""
 
 
 class Config(BaseModel, metaclass=_Meta):
-    """The options of one verb. `None` means: chosen from the others when the verb runs."""
+    """The options of one command. Options that are None are chosen from the others when the command runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     whole_file: ClassVar[bool] = False
-    """Whether a file without a table of the verb holds nothing but its settings."""
+    """Whether a file without a table for the command holds only its settings."""
 
     config: OptionalPath = option(default=None, group=SETTINGS, exclude=True)
     """TOML or YAML file with any of these settings."""
@@ -163,15 +163,14 @@ class Config(BaseModel, metaclass=_Meta):
 
     @classmethod
     def verb(cls) -> str:
-        """Return the command, which is also the table in a file: `vl train` of `VlTrainConfig`."""
+        """Return the command, which is also the name of its table in a file: `vl train` for `VlTrainConfig`."""
         return " ".join(re.findall("[A-Z][a-z]+", cls.__name__.removesuffix("Config"))).lower()
 
     @classmethod
     def load(cls, **given: Any) -> Self:
-        """Merge the file `config`, the options given (None: not given), and `settings`, later ones first.
+        """Merge the file `config`, the given options (None: not given), and `settings`, in increasing priority.
 
-        Raises:
-            EdgekdError: every problem of the three sources in one message.
+        Every problem of the three sources is in one `EdgekdError`.
         """
         given = {name: copy.deepcopy(value) for name, value in given.items() if value is not None}
         file, settings = given.pop("config", None), _items(given.pop("settings", ()))
@@ -197,7 +196,7 @@ class Config(BaseModel, metaclass=_Meta):
 
     @classmethod
     def restore(cls, values: Any, path: Path) -> Self:
-        """Validate the settings that a run wrote into the file `path`."""
+        """Validate the settings of a run from its file `path`."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -208,7 +207,7 @@ class Config(BaseModel, metaclass=_Meta):
 
     @classmethod
     def from_file(cls, values: dict[str, Any], path: Path) -> dict[str, Any]:
-        """Return this verb's settings of a file."""
+        """Return this command's settings from the tables of a file."""
         table = values.get(cls.verb())
         if table is None and cls.whole_file:
             return {name: value for name, value in values.items() if name != "gates"}
@@ -244,26 +243,22 @@ class Config(BaseModel, metaclass=_Meta):
 
 
 def _refuse(values: Mapping[str, Any]) -> None:
-    """Refuse what no option takes: empty text, which as a path is the current folder, and settings about settings."""
+    """Refuse empty text, which would be the current folder as a path, and settings named config or settings."""
     for name, value in values.items():
         if name in ("config", "settings"):
             raise EdgekdError(
-                f"The settings hold {name}, which belongs on the command line.",
-                "Remove it; one file holds all settings.",
+                f"{name} cannot be set in a file or with --set.",
+                "Remove it; put all settings into one file.",
             )
         if "" in (value if isinstance(value, list | tuple) else (value,)):
             raise EdgekdError(f"{name} is empty.", "Give it a value, or leave it out.")
 
 
 def refuse_command(values: Mapping[str, Any], file: object) -> None:
-    """Check that the settings of a file name no program for descriptions.
-
-    Raises:
-        EdgekdError: they do.
-    """
+    """Raise an `EdgekdError` if the settings of a file name a program for descriptions."""
     if str(values.get("descriptions", "")).startswith("command:"):
         raise EdgekdError(
-            f"{file} names a command for descriptions; edgekd runs one from the command line only.",
+            f"{file} has a command for descriptions, which is only allowed on the command line.",
             "Give it there: --descriptions command:PROGRAM.",
         )
 
@@ -274,16 +269,12 @@ def _read_settings(path: Path) -> dict[str, Any]:
         return read_toml(path, "configuration file", _CHECK)
     found = read_yaml(path, "configuration file", _CHECK)
     if not isinstance(found, dict):
-        raise EdgekdError(f"The configuration file at {path} holds no settings.", _CHECK)
+        raise EdgekdError(f"The configuration file at {path} has no settings.", _CHECK)
     return {str(name): value for name, value in found.items()}
 
 
 def put(target: dict[str, Any], setting: str) -> None:
-    """Set `a.b=value` in nested tables; the value is TOML, or else a string.
-
-    Raises:
-        EdgekdError: no such form, or `a` is a value.
-    """
+    """Set `a.b=value` in nested tables; the value is TOML, or else a string."""
     path, equals, text = setting.partition("=")
     if not equals or not path.strip():
         raise EdgekdError(
@@ -307,8 +298,8 @@ def put(target: dict[str, Any], setting: str) -> None:
 def options_of(model: type[Config]) -> dict[str, tuple[FieldInfo, str, Mapping[str, Any]]]:
     """Return name → field, heading in `--help`, and the arguments of `option`.
 
-    The heading is the name of the class that declares the field, `Data` of `DataOptions`. What is taken by position
-    comes first; headings have the order of the fields, which is that of a dataclass: the last base first.
+    The heading is the name of the class that declares the field, `Data` for `DataOptions`. Positional options come
+    first. Headings are in the order of the fields, which is that of a dataclass: the last base first.
     """
     rows = {}
     for name, field in model.model_fields.items():
@@ -337,7 +328,7 @@ def _problem(model: type[BaseModel], error: Any) -> EdgekdError:
     if error["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
         return EdgekdError(f'There is no {name} "{value}".', did_you_mean(str(value), choices))
-    return EdgekdError(f"The setting {name} does not hold: {error['msg'].lower()}.")
+    return EdgekdError(f"The setting {name} is invalid: {error['msg'].lower()}.")
 
 
 def _together(problems: Sequence[EdgekdError], verb: str) -> EdgekdError:

@@ -1,4 +1,4 @@
-"""`edgekd benchmark`, `edgekd report` and `edgekd evaluate`: what is measured."""
+"""Options of `edgekd benchmark`, `edgekd report` and `edgekd evaluate`."""
 
 from __future__ import annotations
 
@@ -23,43 +23,42 @@ from edgekd.core.formats import MOST_BATCH, MOST_THREADS
 
 
 class SuiteOptions(Config):
-    """What is measured on which images."""
+    """Models and test images."""
 
     paths: Paths = option(default=(), kw_only=False)
     """Run folders (all their artifacts) or artifact folders. Default: the newest run."""
     data: OptionalSpec = option(default=None)
-    """Other images, or where the run's own are now: toy, a folder, or a .csv/.parquet manifest."""
+    """Other images, or the current place of the run's images: toy, a folder, or a .csv/.parquet manifest."""
     ood: Items = option(default=())
-    """Further unseen images as NAME=DIR, each of their domains a suite (seen: where it trained), or wilds:NAME=DIR;
-    images that trained are left out; may be repeated."""
+    """More unseen images as NAME=DIR or wilds:NAME=DIR. Each domain becomes a suite, and training images are excluded;
+    may be repeated."""
     unknown: Items = option(default=())
-    """Images that show none of the model's classes, as NAME=DIR: how well its confidence separates them from in-domain
-    ones; may be repeated."""
+    """Images of none of the model's classes as NAME=DIR, to measure out-of-distribution detection; may be repeated."""
     test: Items = option(default=())
-    """Further in-domain test images as NAME=DIR, a suite test:NAME; may be repeated."""
+    """More in-domain test images as NAME=DIR (suite test:NAME); may be repeated."""
     texture_shape: str | None = None
-    """Folder of cue-conflict images (SHAPE/SHAPE1-TEXTURE2.png): shape bias."""
+    """Folder of cue-conflict images (SHAPE/SHAPE1-TEXTURE2.png), to measure shape bias."""
 
 
 class SpeedOptions(Config):
-    """How speed is measured."""
+    """Measurement of speed."""
 
     quick: bool = False
-    """Short latency measurement, marked as such."""
+    """Make a short latency measurement and mark the report accordingly."""
     threads: int | None = option(default=None, ge=1, le=MOST_THREADS)
     """Threads of the runtime. Default: the profile's, or the runtime's own choice."""
     energy: str | None = None
-    """Energy per image by this sensor where the artifacts run: rapl, nvml, ina or battery."""
+    """Measure energy per image with this sensor of the device: rapl, nvml, ina or battery."""
     batch_sizes: Counts = option(default=())
-    """Images per second at these batch sizes too, such as 1,8,32; with each of --thread-counts."""
+    """Also measure throughput at these batch sizes, such as 1,8,32, with each of --thread-counts."""
     thread_counts: Counts = option(default=())
-    """Images per second at these thread counts too, such as 1,2; with each of --batch-sizes."""
+    """Also measure throughput at these thread counts, such as 1,2, with each of --batch-sizes."""
     profile: str | None = None
-    """Device profile, by name or .toml file: its threads, its cautions. See edgekd list targets."""
+    """Device profile (name or .toml file) that sets the threads and prints its cautions (see edgekd list targets)."""
 
     @property
     def grid(self) -> tuple[tuple[int, int | None], ...]:
-        """Pairs (batch size, threads) to measure throughput at; None leaves the threads to the runtime."""
+        """Return the pairs (batch size, threads) to measure throughput at; None is the runtime's default."""
         if not self.batch_sizes and not self.thread_counts:
             return ()
         threads = self.thread_counts or (self.threads,)
@@ -79,29 +78,30 @@ class BenchmarkConfig(SpeedOptions, SuiteOptions):
     """A measurement of runs and artifacts."""
 
     suites: Words = option(default=(), group="Suite")
-    """Suites made from the in-domain test images: corruptions."""
+    """Suites to make from the in-domain test images: corruptions."""
     corruption_images: int | None = option(default=None, ge=1, group="Suite")
     """Images in each of the 75 cells of the corruptions. Default: 200."""
     vocabulary: Items = option(default=(), group="Suite")
-    """Classify the same images with other prompts or further class names, NAME=FILE: lines with {} are templates,
-    others class names to add; may be repeated."""
+    """Also classify with other prompts, as NAME=FILE. Lines with {} are templates, other lines are class names to add;
+    may be repeated."""
     device: Items = option(default=(), group="Devices")
-    """Run the artifacts there: local, ssh://[USER@]HOST[:PORT], adb:SERIAL, or bundle:DIR, which writes a folder to
-    carry to a machine nobody can reach; may be repeated. Default: in processes of this command."""
+    """Device to run the artifacts on: local, ssh://[USER@]HOST[:PORT], adb:SERIAL, or bundle:DIR (write a folder to
+    copy to a machine without a connection); may be repeated. Default: this machine."""
     keep: bool = option(default=False, group="Devices")
-    """Leave agent, artifacts and images on the device for the next time."""
+    """Keep agent, artifacts and images on the device for the next measurement."""
     result: OptionalPath = option(default=None, flag="--import", group="Devices")
-    """Read the results that a device wrote for a bundle."""
+    """Import the result that a device wrote for a bundle."""
     gates: Items = option(default=(), flag="--gate", group="Report")
-    """What every artifact must fulfil, such as "ood_avg_drop<=1.5"; exit code 1 if not; may be repeated."""
+    """Condition that every artifact must meet, such as "ood_avg_drop<=1.5". The exit code is 1 if one does not; may be
+    repeated."""
     compare: bool = option(default=False, group="Report")
-    """Compare two artifacts: latency ratio, paired accuracy."""
+    """Compare two artifacts by latency ratio and paired accuracy."""
     out: OptionalPath = option(default=None, group="Report")
-    """Report folder. Default: RUN/benchmark; beside earlier reports benchmark-2, …"""
+    """Report folder. Default: RUN/benchmark, or benchmark-2, … if there are earlier reports."""
     overwrite: bool = option(default=False, group="Report")
     """Replace an earlier report in --out, or in RUN/benchmark."""
     examples: bool = option(default=True, group="Report")
-    """Show copies of misclassified images in report.html."""
+    """Include misclassified images in report.html."""
 
     @classmethod
     def from_file(cls, values: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -119,14 +119,14 @@ class BenchmarkConfig(SpeedOptions, SuiteOptions):
 
     @classmethod
     def load(cls, **given: Any) -> BenchmarkConfig:
-        """Load as every configuration; gates given add to those of the file."""
+        """Load the configuration; gates of the caller are added to those of the file."""
         more = super().load(gates=given.pop("gates", None)).gates
         config = super().load(**given)
         return config.model_copy(update={"gates": (*config.gates, *more)})
 
     @property
     def bundle(self) -> str | None:
-        """Folder of the bundle, if a device is one."""
+        """Return the folder of a `bundle:` device, if there is one."""
         specs = [spec for spec in self.device if spec.startswith("bundle:")]
         return specs[0].removeprefix("bundle:") if specs else None
 
@@ -135,21 +135,22 @@ class BenchmarkConfig(SpeedOptions, SuiteOptions):
         if self.bundle:
             if len(self.device) > 1 or self.result:
                 raise EdgekdError(
-                    "A bundle is made alone.", "Measure on other devices with another command."
+                    "A bundle cannot be combined with other devices or an import.",
+                    "Measure on other devices with another command.",
                 )
             if self.compare or self.suites:
                 raise EdgekdError(
-                    "A bundle holds no corruptions and no comparison.",
-                    "Leave --suites and --compare out.",
+                    "A bundle does not support corruptions or a comparison.",
+                    "Leave out --suites and --compare.",
                 )
         elif (self.device or self.result) and (self.compare or (self.device and self.result)):
             raise EdgekdError(
-                "--compare, --device and --import do not go together.", "Give one of them."
+                "--compare, --device and --import cannot be combined.", "Give one of them."
             )
         if self.result and (self.batch_sizes or self.thread_counts):
             raise EdgekdError(
-                "A result has the throughput that its bundle requested.",
-                "Leave --batch-sizes and --thread-counts out.",
+                "The throughput settings of an imported result are those of its bundle.",
+                "Leave out --batch-sizes and --thread-counts.",
             )
 
 
@@ -171,7 +172,7 @@ class ReportConfig(Config):
     """A comparison of finished benchmarks."""
 
     paths: Paths = option(default=(), kw_only=False)
-    """Report folders, or run folders, whose newest report is taken. Default: the newest run."""
+    """Report folders, or run folders for their newest report. Default: the newest run."""
     out: AnyPath = option(default=Path("comparison"))
     """Folder of the comparison."""
     overwrite: bool = False
@@ -179,34 +180,35 @@ class ReportConfig(Config):
 
 
 class EvaluateConfig(Config):
-    """An accuracy of a teacher, and of a run's student."""
+    """An evaluation of a teacher, and of a run's student."""
 
     run: OptionalPath = option(default=None, kw_only=False)
-    """Run folder whose student to evaluate beside the teacher. Default: the teacher alone; with --agreement, --probe or
-    --shots the newest run."""
+    """Run folder, to evaluate its student too. Default: only the teacher; the newest run with --agreement, --probe or
+    --shots."""
     data: OptionalSpec = option(default=None)
     """Images: toy, a folder, or a .csv/.parquet manifest. Default: the run's, or toy."""
     teacher: str | None = None
-    """Teacher spec. Default: the run's, or toy."""
+    """Teacher, as for edgekd train. Default: the run's, or toy."""
     prompts: str | None = None
-    """photo, imagenet7, imagenet80, domain, or a file of templates. Default: the run's."""
+    """Prompt templates: photo, imagenet7, imagenet80, domain, or a file. Default: the run's."""
     descriptions: str | None = None
-    """Sentences about each class for its prompts, as for edgekd train."""
+    """Descriptions of the classes, as for edgekd train."""
     agreement: bool = option(default=False, group="Instead of accuracy")
-    """How alike teacher, student and artifacts are, on the test images."""
+    """Measure the agreement of student and artifacts with the teacher on the test images."""
     probe: bool = option(default=False, group="Instead of accuracy")
-    """Linear probe and nearest neighbours on the student's features."""
+    """Evaluate a linear probe and nearest neighbours on the student's features."""
     shots: int | None = option(default=None, ge=1, group="Instead of accuracy")
-    """New classes from so many images of each: those the run left out, or --data's."""
+    """Evaluate few-shot classification with this many images of each new class (the run's unseen classes, or
+    --data's)."""
     keys: Literal["student", "teacher"] = option(default="student", group="Instead of accuracy")
-    """With --shots, whose embeddings of these images are kept: student, or teacher (of ten views of each)."""
+    """With --shots: cache the embeddings of the student, or of the teacher (ten views per image)."""
 
     @check
     def _teacher(self) -> None:
         alone = not (self.run or self.teacher or self.agreement or self.probe or self.shots)
         if alone and self.data not in (None, "toy"):
             raise EdgekdError(
-                f"No teacher was named for {self.data}, and the built-in one is for the toy images alone.",
+                f"No teacher is given for {self.data}, and the built-in one is for the toy images only.",
                 "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy forces the built-in one.",
             )
 
@@ -215,8 +217,8 @@ class EvaluateConfig(Config):
         shots = self.shots is not None
         if self.keys != "student" and not shots:
             raise EdgekdError(
-                "Keys are those of a few images, and none are shown.",
-                "Say how many of each class: --shots 4.",
+                "--keys needs --shots.",
+                "Give the number of images of each class: --shots 4.",
             )
         if not (self.agreement or self.probe or shots):
             return
@@ -228,6 +230,6 @@ class EvaluateConfig(Config):
             or (self.teacher and not self.agreement)
         ):
             raise EdgekdError(
-                "Agreement and shots take the run's own texts, a probe its images too.",
-                "Give one of them alone.",
+                "--agreement, --probe and --shots cannot be combined with each other or with other texts or images.",
+                "Give one of them.",
             )

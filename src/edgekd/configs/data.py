@@ -1,4 +1,4 @@
-"""`edgekd data check`."""
+"""Options of `edgekd data check`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class DataCheckConfig(Config):
     data: Spec = option(kw_only=False)
     """Images, as for edgekd train: a folder, a manifest, shards, …"""
     teacher: str | None = None
-    """Teacher that finds near-duplicates and probable label errors. Default: none."""
+    """Teacher for finding near-duplicates and probable label errors. Default: none."""
     near: float = option(default=0.97, gt=0, le=1)
-    """Cosine of two mean-centred teacher embeddings from which on images are near-duplicates."""
+    """Minimum cosine of the mean-centred teacher embeddings of near-duplicates."""
     sure: float = option(default=0.9, gt=0, lt=1)
-    """Zero-shot probability from which on a teacher that contradicts a label is named."""
+    """Minimum zero-shot probability of another class for a probable label error."""
     out: AnyPath = option(default=Path("data-check.html"))
-    """Page to write."""
+    """HTML page to write."""
     overwrite: bool = False
     """Replace an earlier page in --out."""

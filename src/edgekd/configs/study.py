@@ -1,4 +1,4 @@
-"""`edgekd study`."""
+"""Options of `edgekd study`."""
 
 from __future__ import annotations
 
@@ -27,82 +27,58 @@ DECIDED = {
     "overwrite": "another --out", "smoke": "--set steps=4", "unseen_classes": "--unseen-classes",
     "label_fraction": "--fractions", "shots": "--shots", "start": "--protocol k-shot", "adapt": "--adapt-images",
 }  # fmt: skip
-"""Settings of a run that a study decides, and what to give instead."""
+"""Settings of a run that a study sets itself → the option to use instead."""
 
 
 class StudyOptions(Config):
-    """What a study compares, and on what."""
+    """Recipes and protocol of a study."""
 
     recipes: Words = option(default=("erm", "kd", "edgekd"), kw_only=False, flag="--recipes")
-    """Recipes to compare, with commas; NAME=RECIPE renames one. See edgekd list recipes."""
+    """Recipes to compare, separated by commas (see edgekd list recipes). NAME=RECIPE gives one another name."""
     protocol: Literal["lodo", "class-disjoint", "k-shot", "low-shot", "adapt"] = "lodo"
     """lodo (unseen domains), adapt (unlabelled images of them), class-disjoint (classes), k-shot (a few images of such
     classes) or low-shot (labels)."""
-    seeds: int = 3
+    seeds: int = option(default=3, ge=1)
     """How many seeds, from 0."""
     test_domains: Words = option(default=())
-    """Domains to leave out in turn, with commas. Default: all; low-shot: the last."""
+    """Domains to leave out in turn, separated by commas. Default: all; the last for low-shot."""
     unseen_classes: Words = option(default=())
-    """class-disjoint, k-shot: classes with commas, or a part such as 30%. Default: 50%."""
+    """class-disjoint, k-shot: unseen classes separated by commas, or a share such as 30%. Default: 50%."""
     fractions: Numbers = option(default=())
-    """low-shot: parts of the training labels. Default: 0.01,0.1,1."""
+    """low-shot: fractions of the training labels. Default: 0.01,0.1,1."""
     shots: Numbers = option(default=())
     """k-shot: images of each unseen class. Default: 1,4,16."""
     adapt_images: Numbers = option(default=())
-    """adapt: images of the new domain that train without labels. Default: 25,50,100,200,400."""
+    """adapt: numbers of unlabelled training images of the unseen domain. Default: 25,50,100,200,400."""
     baseline: str | None = None
-    """Recipe that the others are compared with. Default: erm, or the first."""
+    """Recipe to compare the others with. Default: erm, or the first."""
     oracle: bool = False
     """lodo, low-shot: beside each result the best step's, chosen on the unseen images."""
-    jobs: int = 1
+    jobs: int = option(default=1, ge=1)
     """Cells side by side, in processes that share cores and GPUs."""
     part: str | None = option(default=None)
-    """i/n: run the i-th of n parts of the cells, for a scheduler's job array; the whole study makes the tables."""
+    """Run only the i-th of n parts of the cells (i/n), for a job array. The command without --part makes the tables."""
     keep: bool = False
     """Keep the run folders of finished cells."""
     out: OptionalPath = option(default=None)
-    """Study folder; one that stopped goes on. Default: studies/PROTOCOL-DATA."""
+    """Study folder; an existing study is resumed. Default: studies/PROTOCOL-DATA."""
     recipe_settings: Items = option(default=(), flag="--recipe-set", group="Settings")
-    """Setting of one recipe as RECIPE:name=value or RECIPE:a.b=value; may be repeated."""
+    """Setting for one recipe as RECIPE:name=value or RECIPE:a.b=value; may be repeated."""
 
 
 _BELONGS = {
-    "unseen_classes": (
-        ("class-disjoint", "k-shot"),
-        "tests on unseen domains, and unseen classes were named.",
-        "Use --protocol class-disjoint or k-shot.",
-    ),
-    "test_domains": (
-        ("lodo", "low-shot", "adapt"),
-        "tests on unseen classes, and unseen domains were named.",
-        "Use --protocol lodo.",
-    ),
-    "fractions": (
-        ("low-shot",),
-        "trains on all labels.",
-        "Use --protocol low-shot for fractions of them.",
-    ),
-    "shots": (
-        ("k-shot",),
-        "shows no images of unseen classes.",
-        "Use --protocol k-shot for some of them.",
-    ),
-    "adapt_images": (
-        ("adapt",),
-        "has no curve over unlabelled images.",
-        "Use --protocol adapt.",
-    ),
-    "oracle": (
-        ("lodo", "low-shot"),
-        "has no oracle.",
-        "Take --oracle out; it belongs to lodo and low-shot.",
-    ),
+    "unseen_classes": ("class-disjoint", "k-shot"),
+    "test_domains": ("lodo", "low-shot", "adapt"),
+    "fractions": ("low-shot",),
+    "shots": ("k-shot",),
+    "adapt_images": ("adapt",),
+    "oracle": ("lodo", "low-shot"),
 }
-"""Option → the protocols that take it, and what is said of another one."""
+"""Option → the protocols that take it."""
 
 
 class StudyConfig(RunOptions, StudyOptions):
-    """A comparison of recipes; what a single run can be given holds for every recipe."""
+    """A comparison of recipes. The options of a single run apply to every recipe."""
 
     whole_file: ClassVar[bool] = True
 
@@ -116,20 +92,13 @@ class StudyConfig(RunOptions, StudyOptions):
 
     @check
     def _counts(self) -> None:
-        if self.seeds < 1:
-            raise EdgekdError(
-                f"A study over {self.seeds} seeds has no runs.",
-                "Give --seeds 1 or more; 3 are usual.",
-            )
         if self.part is not None:
             _ = self.share
-        if self.jobs < 1:
-            raise EdgekdError(f"{self.jobs} jobs run nothing.", "Give --jobs 1 or more.")
         for part in self.fractions:
             if not 0 < part <= 1:
                 raise EdgekdError(
-                    f"{part:g} is not a part of the labels.",
-                    "Give numbers above 0, up to 1: 0.01,0.1,1.",
+                    f"{part:g} is not a fraction of the labels.",
+                    "Give numbers above 0 and up to 1: 0.01,0.1,1.",
                 )
         for counts, least, hint in (
             (self.adapt_images, 0, "Give whole numbers: 25,100,400."),
@@ -141,32 +110,35 @@ class StudyConfig(RunOptions, StudyOptions):
 
     @check
     def _protocol(self) -> None:
-        for name, (protocols, fault, hint) in _BELONGS.items():
+        for name, protocols in _BELONGS.items():
             if getattr(self, name) and self.protocol not in protocols:
-                raise EdgekdError(f"{self.protocol} {fault}", hint)
+                raise EdgekdError(
+                    f"The protocol {self.protocol} takes no {name}.",
+                    f"Use --protocol {' or '.join(protocols)}, or leave it out.",
+                )
 
     @property
     def share(self) -> tuple[int, int]:
-        """`part` as numbers; (1, 1) is everything."""
+        """Return `part` as two numbers; (1, 1) is the whole study."""
         words = (self.part or "1/1").split("/")
         if len(words) == 2 and all(word.isascii() and word.isdigit() for word in words):
             number, parts = map(int, words)
             if 1 <= number <= parts:
                 return number, parts
-        raise EdgekdError(f"{self.part} is no part of a study.", "Count from 1: --part 3/8.")
+        raise EdgekdError(f"{self.part} is not a part of a study.", "Count from 1: --part 3/8.")
 
     @property
     def by_class(self) -> bool:
-        """Whether classes are unseen, and not domains."""
+        """Return whether classes are unseen rather than domains."""
         return self.protocol in ("class-disjoint", "k-shot")
 
     @property
     def folder(self) -> Path:
-        """`out`; None: the same folder for the same words, so that the study goes on there."""
+        """Return `out` or its default, which is the same for the same options, so that the study is resumed."""
         return self.out or Path("studies") / f"{self.protocol}-{Path(self.data).stem}"
 
     def train_config(self, settings: Sequence[str]) -> TrainConfig:
-        """Return what was given for every run, with the `a.b=c` strings of one recipe."""
+        """Return the configuration of a run, with the `a.b=c` settings of one recipe."""
         given = self.model_dump(include=set(RunOptions.model_fields), exclude_unset=True)
         return TrainConfig.load(**given, settings=settings)
 
@@ -183,7 +155,5 @@ class StudyConfig(RunOptions, StudyOptions):
 
 
 def decided(name: str) -> EdgekdError:
-    """Return the error for a setting of a run that a study decides."""
-    return EdgekdError(
-        f"A study decides {name} itself, and it is set.", f"Take it out; give {DECIDED[name]}."
-    )
+    """Return the error for a setting of a run that a study sets itself."""
+    return EdgekdError(f"A study sets {name} itself.", f"Leave it out; use {DECIDED[name]}.")

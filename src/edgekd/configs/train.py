@@ -25,16 +25,16 @@ LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 
 
 class SwadRule(BaseModel):
-    """Where SWAD's average starts and ends; the published numbers, for every student and data set."""
+    """Start and end of SWAD's average. The defaults are the published numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     patience: int = Field(default=3, ge=1)
-    """Evaluations that a minimum must outlast to be the start."""
+    """Evaluations without improvement after a minimum that make it the start."""
     tolerance: int = Field(default=6, ge=1)
-    """Evaluations in a row above the threshold that are the end."""
+    """Consecutive evaluations above the threshold that end the average."""
     ratio: float = Field(default=0.3, ge=0)
-    """The threshold is the mean loss at the start, plus this part of it."""
+    """The threshold is `1 + ratio` times the mean loss at the start."""
 
 
 class DataOptions(Config):
@@ -44,113 +44,117 @@ class DataOptions(Config):
     """Images: toy, a folder (class/img, domain/class/img, train|val|test/class/img), a .csv/.parquet manifest, a COCO
     .json, WebDataset shards (DIR/{000..127}.tar), or hf:NAME[:split]."""
     unlabelled: Items = option(default=())
-    """Images without labels that train too: a folder however deep, a .csv/.parquet manifest, shards, hf:NAME, or
+    """Unlabelled training images: a folder (searched recursively), a .csv/.parquet manifest, shards, hf:NAME, or
     toy:STYLE; may be repeated."""
     unlabelled_share: float = option(default=0.4, gt=0, lt=1)
-    """Part of each batch that is unlabelled, where there are unlabelled images."""
+    """Fraction of each batch taken from the unlabelled images."""
     unlabelled_images: int | None = option(default=None, ge=1)
-    """Only so many of them, the first by content hash. Default: all."""
+    """Maximum number of unlabelled images, the first by content hash. Default: all."""
     unlabelled_filter: bool = False
-    """Leave out unlabelled images on which the teacher is less confident than on all but a twentieth of the
-    validation images: pictures of nothing that the classes name."""
+    """Skip unlabelled images on which the teacher is less confident than on 95 % of the validation images, since they
+    probably show none of the classes."""
     balance: Literal["domains", "classes", "weights"] | None = None
-    """Equal shares in the batches: of the domains, or of every class of every domain, for uneven classes; weights:
-    of the domains, and rare classes weigh more in the cross-entropy. Default: the recipe's; domains with unlabelled
-    images."""
+    """How batches are balanced: domains (equal shares of the domains), classes (equal shares of every class of every
+    domain), or weights (like domains, with rare classes weighted up in the cross-entropy). Default: the recipe's;
+    domains with unlabelled images."""
     augment: Literal["plain", "restyle"] | None = option(default=None, group="Views")
-    """Views: plain (crops and colours), or restyle for half of them in other styles. Default: the recipe's; plain with
+    """plain (crops and colours), or restyle (half of the views in another style). Default: the recipe's; plain with
     unlabelled images."""
     mixup: float = option(default=0.0, ge=0, group="Views")
-    """Mix every image with another: α of the part's Beta(α, α) distribution, 0 for none."""
+    """α of mixup: each image is mixed with another one in a proportion drawn from Beta(α, α); 0 turns it off."""
     cutmix: float = option(default=0.0, ge=0, group="Views")
-    """Put a box of another image into every image: α of the part's Beta(α, α) distribution, 0 for none."""
+    """α of CutMix: each image gets a box of another one, with an area drawn from Beta(α, α); 0 turns it off."""
     split_seed: int = option(default=0, ge=0, group="Split")
-    """Seed of the train/val/test split; apart from `seed`, so that seeds compare on the same images."""
+    """Seed of the train/val/test split, independent of `seed`, so that runs with different seeds use the same
+    images."""
 
 
 class TeacherOptions(Config):
-    """The teacher, and the texts that it embeds."""
+    """The teacher and its texts."""
 
     teacher: str = "toy"
-    """toy, NAME:TAG (open_clip), hf-hub:ORG/MODEL, local-dir:FOLDER, embeddings:FILE.npz."""
+    """Teacher: toy, NAME:TAG (open_clip), hf-hub:ORG/MODEL, local-dir:FOLDER, or embeddings:FILE.npz."""
     teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the cached embeddings; auto: bfloat16 where the processor computes in it and the embeddings stay the same."""
+    """Precision in which the teacher computes its cached embeddings. auto: bfloat16 if the processor supports it and
+    the embeddings agree."""
     weights_dir: OptionalPath = option(default=None)
-    """Folder that edgekd fetch wrote: teacher and student come from it, without a network."""
+    """Folder written by edgekd fetch, to load teacher and student without a network."""
     prompts: str | None = None
-    """photo, imagenet7, imagenet80, domain, or a file of prompt templates. Default: the recipe's."""
+    """Prompt templates: photo, imagenet7, imagenet80, domain, or a file. Default: the recipe's."""
     descriptions: str | None = None
-    """Sentences about each class for its prompts: a .json or text file, or command:PROGRAM."""
+    """Descriptions of the classes to append to their prompts: a .json or text file, or command:PROGRAM."""
     captions: OptionalPath = option(default=None)
-    """A caption per training image, for the term caption_nce: .json or .csv."""
+    """Captions of the training images for the term caption_nce: a .json or .csv file."""
     vocabulary: OptionalPath = option(default=None)
-    """Names to distil for, one per line, with a recipe that uses no labels."""
+    """File of names to distil for, one per line, with a recipe that uses no labels."""
     views: int = option(default=4, ge=1, le=65_000)
     """Cached augmented views per image."""
     online_teacher: bool = False
-    """Query the teacher at every step instead of caching; views are then never repeated."""
+    """Run the teacher at every step on new views instead of caching its embeddings."""
     centre: bool | None = None
-    """Subtract the mean of the teacher's embeddings, of images and of texts, from the targets. Default: where the
-    recipe does and the embeddings are anisotropic."""
+    """Mean-centre the teacher's image and text embeddings. Default: if the recipe does and the embeddings are
+    anisotropic."""
 
 
 class StudentOptions(Config):
-    """The student, and where its weights start."""
+    """The student and its initial weights."""
 
     student: str = option(default="mobilenetv3", kw_only=False, flag="--student")
-    """Friendly or timm name: mobilenetv3, vit_tiny, …"""
+    """Student: a short name (edgekd list students) or a timm name."""
     pretrained: Literal["hub", "scratch", "toy"] | None = None
-    """First weights: hub, scratch or toy (shipped). Default: hub; on toy data toy, where there are some."""
+    """Initial weights: hub, scratch (random) or toy (shipped with edgekd). Default: hub; on toy data toy if
+    available."""
     student_weights: OptionalPath = option(default=None)
-    """Start from this safetensors or torch file."""
+    """Initial weights from a safetensors or torch file."""
     student_options: dict[str, Any] = option(default_factory=dict)
     """Further arguments of `timm.create_model`, such as `pad_type`."""
     size: int | None = option(default=None, ge=16, le=1024)
     """Input side in pixels. Default: the student's own; toy: 48."""
     projector: Literal["linear", "mlp", "mlp-gelu"] | None = None
-    """Layers from the student's features to the teacher's space. Default: the recipe's."""
+    """Projector from the student's features to the teacher's embedding space. Default: the recipe's."""
 
 
 class RecipeOptions(Config):
-    """The method, and which weights it keeps."""
+    """The recipe and the choice of weights."""
 
     stages: dict[str, Any] = option(default_factory=dict)
     """Changes to the recipe's numbers, `{stage: {field: value}}`."""
     bn: Literal["frozen", "train"] | None = None
-    """BatchNorm statistics: frozen or train. Default: frozen; from scratch: train."""
+    """BatchNorm statistics: frozen or train. Default: frozen; train from scratch."""
     ema: float = option(default=0.99, ge=0, lt=1)
-    """Decay of the averaged weights, 0 for none."""
+    """Decay of the exponential moving average of the weights; 0 turns it off."""
     average: Literal["ema", "swad", "wise-ft", "none"] = "ema"
-    """Weights to keep: ema, swad, wise-ft (between fine-tuned and CLIP's own, for --student teacher) or none."""
+    """Weight averaging: ema, swad, wise-ft (interpolation with the teacher's weights, for --student teacher) or
+    none."""
     swad: SwadRule = option(default_factory=SwadRule)
-    """SWAD's three numbers."""
+    """Parameters of SWAD."""
     wise_ft: float = option(default=0.5, ge=0, le=1)
-    """Part of the fine-tuned weights in WiSE-FT's mixture."""
+    """Share of the fine-tuned weights in WiSE-FT."""
     label_smoothing: float = option(default=0.0, ge=0, lt=1)
-    """Part of the label that is spread over all classes, in cross-entropies with the label."""
+    """Label smoothing of the cross-entropies with the label."""
     select: Literal["last", "best"] = "last"
-    """Which step's weights are kept: last, or best by mean accuracy on source validation."""
+    """Checkpoint to keep: last, or best by mean accuracy on source validation."""
 
 
 class ScheduleOptions(Config):
     """Steps, batches and learning rate."""
 
     steps: int | None = option(default=None, ge=1)
-    """Optimizer steps of all stages together."""
+    """Total optimizer steps of all stages."""
     epochs: float | None = option(default=None, gt=0)
-    """Passes over the training images, instead of steps. Default: 40; toy: a fixed number of steps."""
+    """Passes over the training images, as an alternative to --steps. Default: 40; toy: a fixed number of steps."""
     batch_size: int = option(default=64, ge=2, le=MOST_BATCH)
-    """Images per step over all processes. Default: 64; toy: 32."""
+    """Images per step, summed over all processes. Default: 64; toy: 32."""
     lr: float | None = option(default=None, gt=0)
-    """Peak learning rate. Default: 3e-4; on toy data and from scratch 2e-3, for plain vision transformers 5e-4."""
+    """Peak learning rate. Default: 3e-4; 2e-3 on toy data and from scratch; 5e-4 for plain vision transformers."""
     weight_decay: float = option(default=0.01, ge=0)
     """Weight decay of AdamW."""
     warmup: float = option(default=0.1, ge=0, lt=1)
-    """Part of each stage over which the learning rate rises; then it falls as a cosine."""
+    """Fraction of each stage for the warm-up; the learning rate then follows a cosine."""
     eval_every: int | None = option(default=None, ge=1)
-    """Steps between evaluations on source validation. Default: at the end; with --select best eight times."""
+    """Steps between evaluations on source validation. Default: only at the end; eight times with --select best."""
     patience: int | None = option(default=None, ge=1)
-    """Stop after so many evaluations on source validation without a better one; implies --select best."""
+    """Stop after this many evaluations on source validation without improvement; implies --select best."""
 
     @check
     def _one_length(self) -> None:
@@ -162,21 +166,22 @@ class HardwareOptions(Config):
     """Devices and precision."""
 
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    """auto, 32-true, bf16-mixed or 16-mixed; auto: bf16-mixed on a processor that computes in bfloat16."""
+    """Precision of training: auto, 32-true, bf16-mixed or 16-mixed. auto: bf16-mixed if the processor supports
+    bfloat16."""
     compile: bool = False
     """Compile the student with torch.compile."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto, cpu or cuda."""
+    """Device to train on."""
     devices: int = option(default=1, ge=1)
-    """Processes on this machine."""
+    """Number of processes on this machine."""
     logger: Words = option(default=("tensorboard",), group="Output")
-    """Where numbers go besides metrics.jsonl, with commas: tensorboard, csv, wandb, mlflow."""
+    """Loggers besides metrics.jsonl, separated by commas: tensorboard, csv, wandb, mlflow."""
     log_every: int = option(default=10, ge=1, group="Output")
     """Steps between lines of metrics.jsonl."""
     checkpoint_every: int = option(default=50, ge=1, group="Output")
     """Steps between checkpoints."""
     checkpoint_minutes: float = option(default=3.0, gt=0, group="Output")
-    """Minutes after which a checkpoint is due, however few steps were made."""
+    """Maximum minutes between checkpoints."""
 
     @check
     def _known_loggers(self) -> None:
@@ -188,52 +193,53 @@ class HardwareOptions(Config):
 class RunOptions(
     HardwareOptions, ScheduleOptions, RecipeOptions, StudentOptions, TeacherOptions, DataOptions
 ):
-    """What a single training and every training of a study can be given."""
+    """Options of a single training, and of every training of a study."""
 
     @check
     def _one_selection(self) -> None:
         if self.average in ("swad", "wise-ft") and (self.select == "best" or self.patience):
             raise EdgekdError(
-                f"{self.average} chooses the weights itself, so --select best and --patience have nothing to choose.",
+                f"--average {self.average} cannot be combined with --select best or --patience.",
                 "Leave one of them out.",
             )
 
 
 class TrainConfig(RunOptions):
-    """A training run. `None` means: chosen from data and student when the run starts, printed and written down."""
+    """A training run. Options that are None are chosen from data and student when the run starts, and recorded."""
 
     whole_file: ClassVar[bool] = True
 
     recipe: str = option(default="edgekd", group="Recipe")
-    """See edgekd list recipes."""
+    """Recipe (see edgekd list recipes)."""
     test_domain: str = option(default="auto", group="Split")
-    """Domain to leave out as unseen; auto is the last by name, none leaves none out."""
+    """Domain to leave out as the unseen test; auto: the last by name; none: no domain."""
     unseen_classes: Words = option(default=(), group="Split")
-    """Classes that never train, with commas, for a zero-shot test on them; no domain is left out then."""
+    """Classes to leave out of training for a zero-shot test, separated by commas. No domain is left out then."""
     shots: int = option(default=0, ge=0, group="Split")
-    """Images of each unseen class that train nevertheless; the run then has all classes."""
+    """Images of each unseen class to train on. The run then has all classes."""
     label_fraction: float = option(default=1.0, gt=0, le=1, group="Split")
-    """Part of the training images of each class of each domain that trains, at least one; the tests stay whole."""
+    """Fraction of the training images of each class of each domain to train on, at least one. The tests are not
+    reduced."""
     adapt: int | None = option(default=None, ge=0, group="Split")
-    """Images of the unseen domain that train without labels; half of the domain is tested then, whatever the number."""
+    """Images of the unseen domain to train on without labels. The other half of the domain is then the test."""
     start: OptionalPath = option(default=None, group="Student")
-    """A finished run to start from: backbone, projector, and the head's rows of known classes."""
+    """Finished run to take initial weights from: backbone, projector, and the head's rows of shared classes."""
     seed: int = option(default=0, ge=0, lt=2**31, group="Schedule")
-    """Seed of weights, order and dropout."""
+    """Seed of weights, data order and dropout."""
     out: OptionalPath = option(default=None, group="Output")
     """Run folder. Default: runs/STUDENT-RECIPE-DATA."""
     resume: bool = option(default=False, group="Output")
-    """Go on where a killed run stopped: the one in --out, else the newest unfinished."""
+    """Resume the run in --out, or the newest unfinished run."""
     overwrite: bool = option(default=False, group="Output")
     """Replace an earlier run in --out."""
     smoke: bool = option(default=False, group="Schedule")
-    """A few steps on one view per image: does it run at all?"""
+    """Train a few steps on one view per image, to check that the command works."""
     plan: bool = option(default=False, group="Schedule")
-    """Train nothing: print steps, teacher passes, disk, and the time it would take here."""
+    """Do not train; print steps, teacher passes, disk space and the expected time."""
 
     @property
     def folder(self) -> Path:
-        """`out`, which a settled configuration has."""
+        """Return `out`, which is always set in a settled configuration."""
         assert self.out is not None
         return self.out
 
@@ -241,7 +247,7 @@ class TrainConfig(RunOptions):
     def _shots(self) -> None:
         if self.shots and not self.unseen_classes:
             raise EdgekdError(
-                f"{self.shots} images of each unseen class are to train, and no class is unseen.",
+                "--shots needs unseen classes, and none are named.",
                 "Name some: --unseen-classes dog,horse.",
             )
 
@@ -249,22 +255,22 @@ class TrainConfig(RunOptions):
     def _one_test(self) -> None:
         if self.unseen_classes and self.test_domain not in ("auto", "none"):
             raise EdgekdError(
-                f"Both the domain {self.test_domain} and {len(self.unseen_classes)} classes are to be unseen.",
-                "These are two tests: leave one of them out.",
+                f"Both the domain {self.test_domain} and {len(self.unseen_classes)} classes are left out.",
+                "These are two different tests; choose one of them.",
             )
 
 
 class MissingConfig(Config):
-    """A search for the images that a file of precomputed embeddings lacks."""
+    """Images that are missing from a file of precomputed embeddings."""
 
     teacher: str = option(kw_only=False)
-    """embeddings:FILE.npz"""
+    """File of embeddings, as embeddings:FILE.npz."""
     data: OptionalSpec = option(default=None)
     """Labelled images, as for edgekd train."""
     unlabelled: Items = option(default=())
-    """Images without labels, as for edgekd train; may be repeated."""
+    """Unlabelled images, as for edgekd train; may be repeated."""
 
 
 def read_config(path: Path) -> TrainConfig:
-    """Read the settled configuration that a run wrote down; a missing or damaged one is an `EdgekdError`."""
+    """Read the settled configuration of a run; raise `EdgekdError` if it is missing or damaged."""
     return TrainConfig.restore(read_object(path, "run configuration"), path)

@@ -1,4 +1,4 @@
-"""A function of one configuration becomes a function of that configuration's fields."""
+"""Decorators that give a function the fields of its configuration as parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ StrPath = str | Path
 
 
 class OfPaths(Protocol[P, R_co]):
-    """A verb that takes any number of paths by position; the third argument may be a list of the others."""
+    """A function that takes any number of paths by position, or lists of paths."""
 
     @overload
     def __call__(self, *args: P.args, **options: P.kwargs) -> R_co: ...
@@ -31,7 +31,7 @@ class OfPaths(Protocol[P, R_co]):
 def verb(model: Callable[P, C]) -> Callable[[Callable[[C], R]], Callable[P, R]]:
     """Give a function of one `Config` the parameters of its constructor, for type checkers and at run time.
 
-    The arguments pass through `Config.load`, so None means not given, and every mistake is an `EdgekdError`.
+    The arguments are validated by `Config.load`: None means not given, and mistakes raise `EdgekdError`.
     """
     kind = cast(type[Config], model)
 
@@ -57,7 +57,7 @@ def verb(model: Callable[P, C]) -> Callable[[Callable[[C], R]], Callable[P, R]]:
 
 
 def verb_of_paths(model: Callable[P, C]) -> Callable[[Callable[[C], R]], OfPaths[P, R]]:
-    """Return `verb(model)` for a model whose `paths` are taken by position, one by one."""
+    """Return `verb(model)` for a model whose `paths` are positional arguments."""
     return cast(Callable[[Callable[[C], R]], OfPaths[P, R]], verb(model))
 
 
@@ -84,19 +84,10 @@ def _signature(model: type[Config], function: Callable[..., Any]) -> inspect.Sig
 
 def _named(call: Callable[..., Any], args: Sequence[Any]) -> dict[str, Any]:
     """Return positional arguments by their names."""
-    signature = inspect.signature(call)
-    if "paths" in signature.parameters:
-        places: list[Any] = []
-        for given in args:
-            places += [given] if isinstance(given, StrPath) else given
-        return {"paths": places} if places else {}
-    names = [
-        name
-        for name, parameter in signature.parameters.items()
-        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-    ]
-    if len(args) > len(names):
-        raise TypeError(
-            f"{call.__name__}() takes {len(names)} positional arguments but {len(args)} were given"
-        )
-    return dict(zip(names, args, strict=False))
+    found = inspect.signature(call).bind_partial(*args).arguments
+    if "paths" not in found:
+        return found
+    places: list[Any] = []
+    for given in found["paths"]:
+        places += [given] if isinstance(given, StrPath) else given
+    return {"paths": places}

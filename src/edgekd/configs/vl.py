@@ -1,4 +1,4 @@
-"""`edgekd vl`: vision-language students."""
+"""Options of `edgekd vl`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "shuffled-teacher": {"shuffle_teacher": True},
     "question-only": {"distil": False, "blind": True},
 }
-"""Name → what differs from the method.
+"""Control → settings that differ from the method.
 
 - `none`: no teacher. `question-only`: no teacher, and the student does not see the picture.
-- `pooled-only`: no token is matched. `uniform`: every content token and patch, all examples alike.
-- `unweighted`: chosen tokens, all examples alike. `random-tokens`: as many tokens, drawn.
-- `shuffled-teacher`: another example's teacher vectors.
+- `pooled-only`: no tokens are matched. `uniform`: every content token and patch, with equal weights of the examples.
+- `unweighted`: equal weights of the examples. `random-tokens`: the same number of tokens, chosen at random.
+- `shuffled-teacher`: the teacher vectors of another example.
 """
 
 
@@ -38,67 +38,67 @@ class VlDataOptions(Config):
     """The task and its examples."""
 
     task: Literal["vqa", "ve", "choice"] = "vqa"
-    """vqa, ve (entailment) or choice (multiple choice)."""
+    """Task: vqa, ve (entailment) or choice (multiple choice)."""
     data: Spec = option(default="easy-vqa")
-    """vqa: easy-vqa; ve, choice: images as for edgekd train, whose class and domain names become synthetic sentences.
-    Default: easy-vqa; ve, choice: toy."""
+    """vqa: easy-vqa. ve and choice: images as for edgekd train, whose class and domain names become synthetic
+    sentences. Default: easy-vqa; toy for ve and choice."""
     test_domain: str = "none"
     """Domain to leave out as unseen (easy-vqa: held-out, six colour-shape pairs)."""
-    fraction: float = 1.0
+    fraction: float = option(default=1.0, gt=0, le=1)
     """Share of the training pictures, for example 0.01."""
     split_seed: int = option(default=0, ge=0)
     """Seed of the train/val/test split."""
 
 
 class VlMethodOptions(Config):
-    """The teacher, and what of it is matched."""
+    """The teacher and the distillation."""
 
     teacher: str = "toy"
-    """toy, NAME:TAG (open_clip), hf-hub:ORG/MODEL, local-dir:FOLDER."""
+    """Teacher: toy, NAME:TAG (open_clip), hf-hub:ORG/MODEL, or local-dir:FOLDER."""
     control: str = "clip-td"
-    """clip-td, or what it has to beat: none, pooled-only, uniform, unweighted, random-tokens, shuffled-teacher,
-    question-only."""
+    """clip-td (the method), or one of its controls: none, pooled-only, uniform, unweighted, random-tokens,
+    shuffled-teacher, question-only."""
     select: Select = "relevance"
-    """Tokens to match: relevance, random, all, none. Default: the control's; clip-td relevance."""
+    """Tokens to match: relevance, random, all, none. Default: the control's; relevance for clip-td."""
     confidence: Confidence = "label"
-    """Weight of an example: label, max, relative, none. Default: the control's; clip-td label."""
+    """Weight of an example: label, max, relative, none. Default: the control's; label for clip-td."""
     pooled: bool = True
-    """Match the teacher's pooled vectors too."""
+    """Also match the teacher's pooled vectors."""
     weight: float = option(default=10.0, ge=0)
-    """Weight λ of the distillation; the l1 distance of unit vectors is about 0.05 at 512 dimensions."""
+    """Weight λ of the distillation loss (the l1 distance of unit vectors is about 0.05 at 512 dimensions)."""
     ratio: float = option(default=0.3, gt=0, le=1)
-    """Part of the content tokens that are matched."""
+    """Fraction of the content tokens to match."""
     distance: Distance = "l1"
-    """l1 or cosine."""
+    """Distance of token vectors: l1 or cosine."""
     distil: bool = option(default=True, flag="")
     """Whether there is a teacher; set by `control`."""
     shuffle_teacher: bool = option(default=False, flag="")
-    """Match another example's teacher vectors; set by `control`."""
+    """Match the teacher vectors of another example; set by `control`."""
     blind: bool = option(default=False, flag="")
     """The student does not see the picture; set by `control`."""
 
 
 class VlStudentOptions(Config):
-    """The student, and where its weights start."""
+    """The student and its initial weights."""
 
     student: str = "mobilenetv3"
-    """Friendly or timm name."""
+    """Backbone of the student, by short or timm name."""
     pretrained: Literal["hub", "scratch", "toy"] = "scratch"
-    """hub, scratch or toy."""
+    """Initial weights of the backbone: hub, scratch (random) or toy."""
     student_weights: OptionalPath = option(default=None)
-    """Start the backbone from this file."""
+    """Initial weights of the backbone from a file."""
     student_options: dict[str, Any] = option(default_factory=dict)
     """Further arguments of `timm.create_model`."""
     freeze_backbone: bool = option(default=False, flag="--freeze-backbone/--train-backbone")
-    """Train the joint layers alone; each picture passes the pretrained backbone once."""
+    """Train only the joint layers. Each picture passes the pretrained backbone once."""
     size: int = option(default=96, ge=16, le=1024)
     """Input side in pixels."""
     layers: int = option(default=2, ge=1, le=12)
     """Layers of the joint transformer."""
     width: int = option(default=128, ge=8)
-    """Its width."""
+    """Width of the joint transformer."""
     heads: int = option(default=4, ge=1)
-    """Its attention heads."""
+    """Attention heads of the joint transformer."""
 
 
 class VlScheduleOptions(Config):
@@ -111,7 +111,7 @@ class VlScheduleOptions(Config):
     lr: float = option(default=1e-3, gt=0)
     """Peak learning rate."""
     seed: int = option(default=0, ge=0)
-    """Seed of weights and order."""
+    """Seed of weights and data order."""
 
 
 class VlTrainConfig(VlScheduleOptions, VlStudentOptions, VlMethodOptions, VlDataOptions):
@@ -122,13 +122,13 @@ class VlTrainConfig(VlScheduleOptions, VlStudentOptions, VlMethodOptions, VlData
     overwrite: bool = option(default=False, group="Output", exclude=True)
     """Replace an earlier run in --out."""
     resume: bool = option(default=False, group="Output", exclude=True)
-    """Go on where a killed run in --out stopped, with its settings."""
+    """Resume the run in --out with its settings."""
     checkpoint_every: int = option(default=100, ge=1, group="Output")
     """Steps between checkpoints."""
 
     @property
     def folder(self) -> Path:
-        """`out`, or its default."""
+        """Return `out` or its default."""
         return self.out or Path(f"runs/vl-{self.task}-{self.control}")
 
     @model_validator(mode="before")
@@ -149,7 +149,7 @@ class VlTrainConfig(VlScheduleOptions, VlStudentOptions, VlMethodOptions, VlData
         named = "teacher" in self.model_fields_set
         if self.distil and not named and self.data not in ("toy", "easy-vqa"):
             raise EdgekdError(
-                f"No teacher was named for {self.data}, and the built-in one is for drawn shapes alone.",
+                f"No teacher is given for {self.data}, and the built-in one is for drawn shapes only.",
                 "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy forces the built-in one.",
             )
 
@@ -157,7 +157,7 @@ class VlTrainConfig(VlScheduleOptions, VlStudentOptions, VlMethodOptions, VlData
     def _heads(self) -> None:
         if self.width % self.heads:
             raise EdgekdError(
-                f"The width {self.width} does not divide by {self.heads} heads.",
+                f"The width {self.width} is not a multiple of the {self.heads} heads.",
                 "Change one of them.",
             )
 
@@ -165,7 +165,7 @@ class VlTrainConfig(VlScheduleOptions, VlStudentOptions, VlMethodOptions, VlData
     def _frozen(self) -> None:
         if self.freeze_backbone and self.pretrained == "scratch" and self.student_weights is None:
             raise EdgekdError(
-                "A frozen backbone with random weights sees nothing.",
+                "A frozen backbone needs pretrained weights.",
                 "Give --student-weights or --pretrained hub.",
             )
 
@@ -184,16 +184,16 @@ class VlRunConfig(Config):
     run: AnyPath = option(kw_only=False)
     """Run folder of edgekd vl train."""
     data: OptionalSpec = option(default=None)
-    """The same data at another place. Default: the run's."""
+    """Current place of the run's data if it has moved. Default: the run's."""
 
 
 class VlEvaluateConfig(VlRunConfig):
-    """An accuracy of a vision-language student."""
+    """An evaluation of a vision-language student."""
 
     onnx: bool = False
     """Evaluate the exported file instead of the torch student."""
     most: int = option(default=10**9, ge=1, flag="")
-    """Largest number of examples."""
+    """Maximum number of examples."""
 
 
 class VlExportConfig(VlRunConfig):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class EdgekdError(Exception):
-    """A mistake or a circumstance the user can mend. The command line prints it without a traceback.
+    """A mistake or a circumstance the user can mend: what happened and what to do, one sentence each.
 
-    Args:
-        message: what happened, one sentence.
-        hint: what to do, one sentence.
+    The command line prints it without a traceback.
     """
 
     exit_code = 2
@@ -29,6 +29,17 @@ class NotHere(EdgekdError):
     """An artifact is sound, but its runtime does not exist on this machine."""
 
 
+def optional(module: str, extra: str, what: str) -> Any:
+    """Return a module of an extra of edgekd; it is `NotHere` that `what` needs it where it does not load."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        raise NotHere(
+            f"{what} needs {module}, which cannot be loaded here ({first_line(error)}).",
+            f'Install it: pip install "edgekd[{extra}]".',
+        ) from error
+
+
 class GateFailed(EdgekdError):
     """A parity or accuracy gate failed: everything ran, the result is not good enough."""
 
@@ -41,10 +52,7 @@ _GO_ON = "A training run goes on with --resume, a study with the same command."
 class Stopped(KeyboardInterrupt):
     """A signal ended the command. Not an `EdgekdError`: what goes on after a mistake does not go on after a signal.
 
-    Args:
-        number: SIGINT or SIGTERM.
-        message: what was done, one sentence.
-        hint: how to go on, one sentence.
+    `number` is SIGINT or SIGTERM.
     """
 
     def __init__(self, number: int, message: str = "Stopped.", hint: str = _GO_ON) -> None:

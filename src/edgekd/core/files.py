@@ -17,6 +17,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,11 +43,7 @@ def cache_root() -> Path:
 
 
 def cache_folder(name: str) -> Path:
-    """Return a folder of the cache, made if it is not there.
-
-    Raises:
-        EdgekdError: it cannot be made, read or written.
-    """
+    """Return a folder of the cache, made if it is not there; one that cannot be used is an `EdgekdError`."""
     path = cache_root() / name
     reason: object = "permission denied"
     try:
@@ -67,13 +64,10 @@ def stored_array(
     shape: tuple[int, ...],
     make: Callable[[], Iterable[NDArray[np.uint8]]],
 ) -> NDArray[np.uint8]:
-    """Return a uint8 array of the cache, mapped read-only; it is made where it is not stored yet.
+    """Return a uint8 array of the cache, mapped read-only; `make` yields its parts where it is not stored yet.
 
-    Its CRC-32 is kept in `<path>.crc32` and compared at every opening. A damaged array is made again, with a warning.
-
-    Args:
-        what: what it holds, for messages, in the plural.
-        make: returns consecutive parts of the array.
+    Its CRC-32 is kept in `<path>.crc32` and compared at every opening; a damaged array is made again, with a warning
+    that calls it `what`.
 
     Raises:
         EdgekdError: the disk is full, or not writable.
@@ -104,11 +98,7 @@ def stored_array(
 
 
 def read_index(name: str, kind: type[Stored]) -> Stored | None:
-    """Return what `write_index` stored under `name`, a value of type `kind`.
-
-    Returns:
-        None where nothing is stored, or what is there is damaged, which is a warning.
-    """
+    """Return what `write_index` stored under `name`, of type `kind`; None without it or, with a warning, if damaged."""
     from pydantic import TypeAdapter
 
     path = cache_root() / "index" / name
@@ -217,11 +207,7 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text in one step.
-
-    Raises:
-        EdgekdError: a file name in it has bytes that are no UTF-8.
-    """
+    """Write UTF-8 text in one step; a file name in it that is no UTF-8 is an `EdgekdError`."""
     try:
         data = text.encode()
     except UnicodeEncodeError as error:
@@ -230,6 +216,17 @@ def write_text(path: Path, text: str) -> None:
             "Rename that file or folder, or set PYTHONUTF8=1 where the names are UTF-8.",
         ) from error
     write_bytes(path, data)
+
+
+def render_template(package: str, name: str, **values: Any) -> str:
+    """Return a Jinja template of a package as plain text; nothing in it is escaped."""
+    from jinja2 import StrictUndefined, Template
+
+    source = (files(package) / name).read_text(encoding="utf-8")
+    template = Template(
+        source, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    return str(template.render(values))
 
 
 def write_json(path: Path, value: Any) -> None:

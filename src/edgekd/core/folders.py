@@ -33,13 +33,11 @@ class Kind:
     """A kind of folder that edgekd writes.
 
     Attributes:
-        name: for messages, such as "run".
         marker: the file by which such a folder is recognised.
         keys: what the marker, if it is JSON, holds at least; a `config.json` may be another program's.
-        patterns: names of the entries that edgekd writes into it, as for `fnmatch`; where `files` is one of the keys,
-            what the marker lists there counts too.
+        patterns: names of the entries that edgekd writes, as for `fnmatch`; with the key `files` those it lists, too.
         early: those that it writes before the first checkpoint.
-        loggers: entries that edgekd writes where the marker names their logger, before the first checkpoint too.
+        loggers: logger → its entries, if the marker names it; written before the first checkpoint, too.
         text: what the marker, if it is not JSON, contains at least.
     """
 
@@ -165,11 +163,7 @@ def refuse_page(path: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def held(lock: Path, message: str) -> Iterator[None]:
-    """Hold a lock file for the block; a killed holder releases it.
-
-    Raises:
-        EdgekdError: another process holds it; `message` describes that.
-    """
+    """Hold a lock file for the block; where another process holds it, `message` is the `EdgekdError`."""
     with disk_errors(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
         claim = FileLock(lock)
@@ -239,8 +233,7 @@ def publishing(folder: Path, kind: Kind, *, overwrite: bool) -> Iterator[Path]:
     An earlier folder of this kind is replaced only with `overwrite`; what edgekd did not write in it is kept.
 
     Raises:
-        EdgekdError: another process writes there, or `folder` may not be written. Where it was filled during the
-            block, the result lies beside it.
+        EdgekdError: another process writes there, or `folder` may not be written; a result is then beside it.
     """
     folder = folder.resolve() if folder.is_symlink() else folder
     kind.refuse(folder, overwrite=overwrite)

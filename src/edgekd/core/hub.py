@@ -11,12 +11,7 @@ from edgekd.core.errors import EdgekdError
 
 
 class NoNetwork(EdgekdError):
-    """Weights that are not here and cannot be fetched; the hint is the two commands to give.
-
-    Args:
-        what: what is missing.
-        teacher, student: as `edgekd train` takes them.
-    """
+    """Weights (`what`) that are not here and cannot be fetched; the hint is the two commands to give."""
 
     def __init__(self, what: str, teacher: str = "TEACHER", student: str = "STUDENT") -> None:
         students = "" if student == "teacher" else f" {student}"

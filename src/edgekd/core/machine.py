@@ -36,20 +36,16 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version_of(name) for name in PACKAGES},
     }
 
 
 def state(root: Path = Path("/")) -> dict[str, Any]:
-    """Return what may change while measuring; None for what the system does not report.
+    """Return what may change while measuring, from `sys` below `root`; None for what the system does not report.
 
-    Args:
-        root: parent of `sys`.
-
-    Returns:
-        load_average (1 minute), cpu_mhz (clock of core 0), temperature_c (of the hottest thermal zone), throttle_count
-        (x86: events of all cores and packages since the start, added), throttle_flags (Raspberry Pi: hexadecimal, see
-        benchmark/report/summary.py), power_mode (Jetson's nvpmodel, else the ACPI platform profile).
+    load_average (1 minute), cpu_mhz (core 0), temperature_c (hottest thermal zone), throttle_count (x86: events of all
+    cores and packages since the start), throttle_flags (Raspberry Pi: hexadecimal, see benchmark/report/summary.py),
+    power_mode (Jetson's nvpmodel, else the ACPI platform profile).
     """
     khz = _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
     heat = _integers((root / "sys/class/thermal").glob("thermal_zone*/temp"))
@@ -71,11 +67,7 @@ def state(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def processor_seconds(stat: Path = Path("/proc/stat")) -> tuple[float, float, float] | None:
-    """Return seconds of all cores since the start: at work, stolen by a hypervisor, in all; None off Linux.
-
-    Args:
-        stat: file in the form of Linux's /proc/stat.
-    """
+    """Return seconds of all cores since the start: at work, stolen by a hypervisor, in all; None off Linux."""
     line = (_read(stat) or "").partition("\n")[0].split()
     if len(line) < 9 or line[0] != "cpu" or not all(field.isdigit() for field in line[1:9]):
         return None
@@ -93,11 +85,8 @@ def other_work(
     """Return shares 0–1 of all cores' time that went to other processes, and to other machines of a hypervisor.
 
     Args:
-        before, after: `processor_seconds` at both ends of a stretch of time.
+        before, after: `processor_seconds` at both ends of a stretch of time; None gives None.
         own_s: processor time of this process in it.
-
-    Returns:
-        None where the system does not report it, or too little time has passed for its clock.
     """
     if before is None or after is None or after[2] - before[2] <= 0:
         return None
@@ -181,7 +170,8 @@ def _read(path: str | Path) -> str | None:
         return None
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -68,6 +67,8 @@ def _with_sides(image: TensorSpec) -> TensorSpec:
 
 class _Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+    shown: ClassVar[tuple[str, ...]]
+    """What a notebook shows of it."""
     schema_version: int = 1
     folder: Path | None = Field(default=None, exclude=True)
     """Where it lies; not written down, so that a folder can move."""
@@ -76,6 +77,15 @@ class _Manifest(BaseModel):
     @classmethod
     def _escape(cls, data: Any) -> Any:
         return printable_values(data)
+
+    def _repr_html_(self) -> str:
+        rows = ""
+        for name in self.shown:
+            value = getattr(self, name)
+            text = ", ".join(value) if isinstance(value, tuple) else str(value)
+            heading = f"<th style='text-align:left'>{name.replace('_', ' ')}</th>"
+            rows += f"<tr>{heading}<td style='text-align:left'>{html.escape(text)}</td></tr>"
+        return f"<table>{rows}</table>"
 
 
 Manifest = TypeVar("Manifest", bound=_Manifest)
@@ -119,12 +129,12 @@ class _Details(_Record):
 class Artifact(_Manifest):
     """`artifact.json`: everything needed to load, check and use an exported model without edgekd.
 
-    The input is RGB uint8, and normalisation is inside the graph, resizing too where height and width are free; or
-    float32 planes, normalised by the mean and std of `preprocess`. The output is `logits`, whose softmax is calibrated
-    on the run's ID validation images, or `embedding`, of which `bank` makes them. Control characters in any text are
-    escaped.
+    The input is RGB uint8, normalised in the graph and resized where height and width are free; or float32 planes,
+    normalised by `preprocess`. The output is `logits`, calibrated on the run's ID validation images, or `embedding`, of
+    which `bank` makes them.
     """
 
+    shown = ("name", "target", "precision", "classes", "input", "agreement", "folder")
     name: str
     """`<target>-<precision>`, with `-embedding` behind where it ends in one, `-float-input` where it takes floats and
     `-picture-input` where it resizes; the folder's name."""
@@ -197,17 +207,11 @@ class Artifact(_Manifest):
         write_text(folder / LABELS_FILE, "".join(f"{name}\n" for name in self.classes))
         write_json(folder / "artifact.json", self.model_dump(mode="json"))
 
-    def _repr_html_(self) -> str:
-        kept = self.parity.get("top1_agreement", 0.0)
-        facts = {
-            "target": self.target,
-            "precision": self.precision,
-            "classes": ", ".join(self.classes),
-            "input": f"{self.input}, {self.preprocess.size} × {self.preprocess.size} pixels",
-            "top-1 agreement with the torch student": f"{100 * kept:.1f} % of {self.parity.get('n')} images",
-            "folder": str(self.folder or ""),
-        }
-        return facts_html(f"Artifact {self.name}", facts)
+    @property
+    def agreement(self) -> str:
+        """Agreement with the torch student at the export, in words."""
+        share, n = self.parity["top1_agreement"], self.parity["n"]
+        return f"top-1 agreement with the torch student {100 * share:.1f} % on {n} images"
 
 
 def read_artifact(folder: Path, *, check_hashes: bool = True) -> Artifact:
@@ -267,16 +271,6 @@ def first_problem(error: ValidationError) -> str:
     return printable(f"{place[:80]}: {problem['msg'][:200]}")
 
 
-def facts_html(title: str, facts: Mapping[str, str]) -> str:
-    """Return a table for notebooks, its text escaped."""
-    rows = "".join(
-        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-        f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
-        for name, value in facts.items()
-    )
-    return f"<table><caption>{html.escape(title)}</caption>{rows}</table>"
-
-
 def shown_value(value: object) -> str:
     """Return a value of a foreign file in a sentence: short, and without control characters."""
     return printable(str(value))[:80]
@@ -285,6 +279,17 @@ def shown_value(value: object) -> str:
 class Run(_Manifest):
     """`run.json`: what a finished training run is made of. Everything is relative to the run's folder."""
 
+    shown = (
+        "name",
+        "student",
+        "recipe",
+        "teacher",
+        "data",
+        "classes",
+        "test_domain",
+        "steps",
+        "folder",
+    )
     name: str
     student: str
     recipe: str
@@ -308,19 +313,6 @@ class Run(_Manifest):
 
     def write(self, folder: Path) -> None:
         write_json(folder / "run.json", self.model_dump(mode="json"))
-
-    def _repr_html_(self) -> str:
-        facts = {
-            "student": self.student,
-            "recipe": self.recipe,
-            "teacher": self.teacher,
-            "data": self.data,
-            "classes": ", ".join(self.classes),
-            "held-out domain": self.test_domain or "none",
-            "training": f"{self.steps:,} steps in {self.train_seconds:.0f} s, {self.images_per_second:.0f} images/s",
-            "folder": str(self.folder or ""),
-        }
-        return facts_html(f"Run {self.name}", facts)
 
 
 def read_run(folder: Path) -> Run:

@@ -14,11 +14,7 @@ Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 def in_batches(
     predict: Predictor, images: NDArray[np.uint8], most: int | None = 16
 ) -> NDArray[np.float32]:
-    """Return what `predict` gives for images `[B, H, W, 3]`, B ≥ 1, with at most `most` of them in a call.
-
-    Args:
-        most: None: all in one call.
-    """
+    """Return what `predict` gives for images `[B, H, W, 3]`, B ≥ 1, at most `most` of them in a call (None: all)."""
     if most is None or len(images) <= most:
         return predict(images)
     return np.concatenate(

@@ -101,10 +101,7 @@ class FramedPreprocess(Preprocess):
 
 
 def open_clip_preprocess(settings: Mapping[str, Any]) -> Preprocess:
-    """Return the preprocessing with the pixels of open_clip's evaluation transform.
-
-    Args:
-        settings: what `open_clip.get_model_preprocess_cfg` returns.
+    """Return the preprocessing of what `open_clip.get_model_preprocess_cfg` returns, with open_clip's own pixels.
 
     Raises:
         ValueError: settings that open_clip does not take either.

@@ -48,11 +48,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 def printable(text: str) -> str:
     """Return `text` with every control character as an escape such as `\\x1b`, so that it cannot drive a terminal."""
-    return _CONTROL.sub(lambda found: _escaped(ord(found[0])), text)
 
+    def escaped(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
-def _escaped(code: int) -> str:
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return _CONTROL.sub(escaped, text)
 
 
 def printable_values(value: Any) -> Any:
@@ -170,21 +171,13 @@ def read_text(path: Path, what: str, hint: str = RESTORE, most: int = MAX_TEXT_B
 
 
 def read_json(path: Path, what: str, hint: str = RESTORE) -> Any:
-    """Read JSON.
-
-    Raises:
-        EdgekdError: as `read_text`, or as `parse_json`.
-    """
+    """Read JSON; errors as of `read_text` and `parse_json`."""
     with read_errors(path, what, "JSON", hint):
         return parse_json(read_text(path, what, hint))
 
 
 def read_object(path: Path, what: str, hint: str = RESTORE) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        EdgekdError: as `read_json`, or another JSON value than an object.
-    """
+    """Read a JSON object; errors as of `read_json`, or another JSON value than an object."""
     value = read_json(path, what, hint)
     if not isinstance(value, dict):
         raise EdgekdError(f"The {what} at {path} is not a JSON object.", hint)
@@ -205,11 +198,7 @@ def parse_json(text: str | bytes, *, pairs: bool = False) -> Any:
 
 
 def read_toml(path: Path, what: str, hint: str = RESTORE) -> dict[str, Any]:
-    """Read TOML.
-
-    Raises:
-        EdgekdError: as `read_text`, or as `parse_toml`.
-    """
+    """Read TOML; errors as of `read_text` and `parse_toml`."""
     with read_errors(path, what, "TOML", hint):
         return parse_toml(read_text(path, what, hint, MAX_SETTINGS_BYTES))
 
@@ -315,11 +304,7 @@ def read_array(path: Path, what: str, hint: str = RESTORE) -> NDArray[Any]:
 
 
 def map_array(path: Path, what: str, shape: Sequence[int], dtype: type[Any]) -> NDArray[Any]:
-    """Map an npy file of this shape and dtype into memory, read-only.
-
-    Raises:
-        EdgekdError: as `read_array`, or an array of another shape or dtype.
-    """
+    """Map an npy file of this shape and dtype into memory, read-only; another one is an `EdgekdError`."""
     import numpy as np
 
     with read_errors(path, what, "npy"), open_regular(path) as handle:

@@ -39,10 +39,7 @@ def write_tensors(
 def read_tensors(
     path: Path, what: str, hint: str = RESTORE
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors of a safetensors file, and the facts that edgekd wrote with them.
-
-    Returns:
-        The tensors by name, and the facts; of a file without facts, the text fields of its header.
+    """Read a safetensors file: tensors by name, and the facts that edgekd wrote with them, else its header's texts.
 
     Raises:
         EdgekdError: missing, or not safetensors.

@@ -31,10 +31,9 @@ REMARKS = (
 
 
 def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, key: str) -> NDArray[np.uint8]:
-    """Return one corrupted image.
+    """Return the corrupted image of uint8 RGB `[224, 224, 3]`.
 
     Args:
-        pixels: uint8 RGB `[224, 224, 3]`.
         name: one of `NAMES`.
         severity: 1–5.
         key: the image's content hash; the same arguments give the same image.

@@ -29,11 +29,10 @@ class ImageSet:
     """N labelled images, in a fixed order. Picklable; `read` may be called from many threads.
 
     Attributes:
-        name: short name of the data, for reports.
-        classes: class names in label order, as the user wrote them.
-        domains: domain names; `("all",)` when the data has no domains.
-        labels: int64 `[N]`, index into `classes`.
-        domain_of: int64 `[N]`, index into `domains`.
+        name: for reports.
+        classes: in label order, as the user wrote them.
+        domains: `("all",)` when the data has no domains.
+        labels, domain_of: int64 `[N]`, index into `classes` and `domains`.
         keys: 32 hex digits of each image's content hash.
         ids: readable and unique, for example `sketch/dog/5282.png`.
         roles: per image `train`, `val` or `test` when the data came split, else None.
@@ -68,11 +67,7 @@ class ImageSet:
         return cls(name, classes, ("all",), labels, places, tuple(keys), tuple(ids), None, reader)
 
     def of_classes(self, names: Sequence[str]) -> ImageSet:
-        """Return the images of these classes alone, in the same order, with labels numbered in the order of `names`.
-
-        Raises:
-            EdgekdError: a name that is not among the classes.
-        """
+        """Return the images of these classes alone, labelled in the order of `names`, which must be known."""
         for name in names:
             if name not in self.classes:
                 raise EdgekdError(
@@ -108,8 +103,7 @@ class ImageSet:
         """Return the image at `index`, RGB, 8 bits.
 
         Args:
-            draft: short side wanted, in pixels; a JPEG file may then come at a fraction of its size, which is
-                faster, but never below `draft`. Measurements leave it out and get every pixel.
+            draft: short side in pixels below which a JPEG file is not reduced while it is decoded; None: every pixel.
         """
         return self.reader(index) if draft is None else self.reader(index, draft)
 
@@ -142,16 +136,13 @@ class JoinedReader:
 def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
     """Load `spec`: `toy`, a folder, a manifest (`.csv`, `.parquet`, COCO's `.json`), WebDataset shards, or `hf:NAME`.
 
-    Conventions are in `edgekd.data.sources.scan`, `coco`, `shards` and `tables`.
-
-    Every file is decoded once and remembered by its size and time; those that cannot be read are left out, with one
-    warning. The order is that of the paths.
+    Files that cannot be read are left out, with one warning. The order is that of the paths.
 
     Args:
         one_class: images of a single class will do, as a test set may hold them.
 
     Raises:
-        EdgekdError: nothing there, no class folders, no readable image, only one class, a manifest that does not fit.
+        EdgekdError: as `open_source`; only one class.
     """
     if str(spec) == "toy":
         return toy_images()

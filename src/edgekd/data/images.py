@@ -49,14 +49,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class UnreadableImage(Exception):
-    """A file that yields no picture.
-
-    Args:
-        reason: a short category, the same for all files with the same fault, fit for counting: `missing`,
-            `not permitted`, `empty file`, `not an image`, `truncated`, `damaged`, `zero-sized`,
-            `more than 100 megapixels`, `over 100 times as long as wide`, `more than 1 GB`,
-            `pixels of unknown range`, `not a regular file`.
-    """
+    """A file that yields no picture; `reason` is a short category, the same for all files with the same fault."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -64,15 +57,13 @@ class UnreadableImage(Exception):
 
 
 def decode(source: Path | bytes, *, draft: int | None = None) -> Image.Image:
-    """Decode a file, or a file's bytes, to an upright RGB image with 8 bits per channel.
+    """Decode a file, or a file's bytes, to an upright RGB image with 8 bits per channel. Thread-safe.
 
     The first frame of an animation counts; transparency lies on white; 16-bit channels keep their high byte; EXIF
-    orientation is applied; embedded colour profiles are not. Thread-safe.
+    orientation is applied; embedded colour profiles are not.
 
     Args:
-        source: path, or the whole content of a file.
-        draft: short side wanted, in pixels. A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size, never below
-            `draft`; other formats come in full.
+        draft: short side in pixels; a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, never below it.
 
     Raises:
         UnreadableImage: see its `reason`.
@@ -134,7 +125,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise UnreadableImage(f"over {MAX_ASPECT} times as long as wide")
     image.load()
-    return _upright(_opaque_rgb(image), _orientation(image))
+    turn, upright = _TURNS.get(_orientation(image)), _opaque_rgb(image)
+    return upright if turn is None else upright.transpose(turn)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -161,11 +153,6 @@ def _orientation(image: Image.Image) -> int:
     except Exception:
         # Broken metadata does not affect the pixels, which have been decoded.
         return 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
 
 
 def _opaque_rgb(image: Image.Image) -> Image.Image:

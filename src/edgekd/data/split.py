@@ -36,13 +36,12 @@ class Split:
 
     Attributes:
         train, val, id_test: of the source domains.
-        ood_test: every image of the domain left out, empty where none is.
-        test_domain: name of that domain.
-        rule: the rule as a sentence.
-        seed: seed of the order inside a group.
+        ood_test: every image of `test_domain`, the domain left out; empty where none is.
+        rule: as a sentence.
+        seed: of the order inside a group.
         hash: 16 hex digits over contents and roles; the same wherever the images lie.
         entries: role → image id → content key, as `split.json` stores it.
-        train_domains: names of the domains that train, sorted; empty where the data has none.
+        train_domains: sorted; empty where the data has none.
     """
 
     train: NDArray[np.int64]
@@ -92,14 +91,12 @@ def with_roles(images: ImageSet, split: Split, rule: str, **roles: list[int]) ->
 def make_split(images: ImageSet, *, test_domain: str = "auto", seed: int = 0) -> Split:
     """Divide `images`.
 
-    With several domains one is left out as `ood_test`; each class of each other domain is cut 80/10/10 into train,
-    val and id_test (or by its folders or manifest). Of 2 images one trains, of 1 that one. The same content never
-    lies on both sides: copies follow the first one, and what is also in a given test set or in the domain left out
-    does not train.
+    With several domains one is left out as `ood_test`; each class of each other domain is cut 80/10/10 into train, val
+    and id_test (or by its folders or manifest). Of 2 images one trains, of 1 that one. The same content never lies on
+    both sides: what is also in a given test set or in the domain left out does not train.
 
     Args:
         test_domain: a domain's name, `auto` (the alphabetically last of several, none of one) or `none`.
-        seed: any integer.
 
     Raises:
         EdgekdError: unknown domain, nothing left to train on, a class without a training image, too few images.
@@ -344,11 +341,7 @@ class StoredSplit(BaseModel):
 
 
 def read_stored_split(path: Path) -> StoredSplit:
-    """Read a `split.json` without its images.
-
-    Raises:
-        EdgekdError: missing, damaged or of another schema version.
-    """
+    """Read a `split.json` without its images; a missing, damaged or other version is an `EdgekdError`."""
     data = printable_values(read_object(path, "split"))
     if data.get("schema_version") != _SCHEMA_VERSION:
         raise EdgekdError(

@@ -33,14 +33,11 @@ _EXCLUDED = {
 
 
 def load_unlabelled(source: str | Path) -> ImageSet:
-    """Load images of no class.
-
-    Files that are no images or cannot be read are left out, with one warning. The order is that of the paths.
+    """Load images of no class, in the order of their paths; those that cannot be read are left out, with one warning.
 
     Args:
-        source: a folder, with all folders in it; a `.csv` or `.parquet` manifest, whose column `label` may be absent
-            and does not count; WebDataset shards or `hf:NAME`, whose labels do not count; or `toy:STYLE`, 200
-            drawings of that style that are not in the toy data.
+        source: as `open_source` takes it without labels, or `toy:STYLE`, 200 drawings of that style that are not in the
+            toy data.
 
     Raises:
         EdgekdError: no such source, no image in it, none that can be read.
@@ -67,20 +64,16 @@ def with_unlabelled(
     limit: int | None = None,
     adapt: int | None = None,
 ) -> tuple[ImageSet, Split]:
-    """Join the unlabelled images of a run to its labelled ones.
+    """Return a run's labelled images with the unlabelled ones behind them, and the split with their contents and names.
 
-    Images of the split and repeated contents are left out and counted in one warning. Where images of the unseen
-    domain are among them, its style counts as seen without labels.
+    Images of the split and repeated contents are left out and counted in one warning. Where images of the unseen domain
+    are among them, its style counts as seen without labels.
 
     Args:
-        images: labelled images.
         split: of `images`; with the unlabelled images of a run that began before, those are taken again.
         sources: as `load_unlabelled` takes them.
         limit: only so many of them, the first by content key.
         adapt: images of the unseen domain that train without labels, from the half that is not tested.
-
-    Returns:
-        The labelled images with the unlabelled ones behind them, and the split with their contents and names.
 
     Raises:
         EdgekdError: a source that cannot be loaded, no image left, or images that the run began with are gone.
@@ -177,18 +170,15 @@ def label_free(
     seed: int = 0,
     before: Path | None = None,
 ) -> tuple[ImageSet, Split]:
-    """Load the images of a run without any label.
+    """Return the images of a run without any label, the held-out ones first, and a split with these in `val`.
+
+    They serve to compare the student with its teacher and an exported file with the student.
 
     Args:
-        sources: as `load_unlabelled` takes them.
+        sources, limit: as of `with_unlabelled`.
         classes: names that the student learns to distinguish.
-        limit: only so many images, the first by content key.
         seed: of the order by content hash in which a tenth is held out.
         before: `split.json` of the run, where it exists.
-
-    Returns:
-        The images, the held-out ones first, and a split with these in `val`: they have no label, and serve to compare
-        the student with its teacher and an exported file with the student.
 
     Raises:
         EdgekdError: as `with_unlabelled`; fewer than two images.

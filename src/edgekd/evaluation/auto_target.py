@@ -17,9 +17,10 @@ from edgekd.core.formats import Precision
 from edgekd.core.manifest import read_artifact
 from edgekd.distill.classification.load_run import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
-from edgekd.export.artifact import Source, export_model
+from edgekd.export.artifact import export_model
 from edgekd.export.quantize.integer_form import can_be_padded
 from edgekd.export.run import source_of
+from edgekd.export.writer import Source
 from edgekd.targets.agent.model import FORMATS, check_runtime
 from edgekd.targets.devices.drive import unable
 from edgekd.targets.devices.transports import find_device
@@ -37,12 +38,9 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 def make_candidates(config: ExportConfig) -> tuple[list[Path], list[tuple[str, str]]]:
-    """Export a run's student for every runtime that the device has.
+    """Export a run's student for every runtime that the device has, whatever the target and precision of `config`.
 
     Files of the same student that are there already are taken as they are, unless `config.overwrite`.
-
-    Args:
-        config: its target and precision are not looked at.
 
     Returns:
         Folders of the files, and what was left out, each with the reason.

@@ -22,16 +22,15 @@ from edgekd.distill.classification.plan import newest_run
 from edgekd.distill.classification.predict import (
     predict_all,
     probe_scores,
-    student_predict,
     student_vectors,
 )
 from edgekd.distill.inputs.cache import plain_embeddings
 from edgekd.distill.models.teachers import Teacher, load_teacher
 from edgekd.distill.text_bank import TextBank, templates_for
 from edgekd.distill.text_files import descriptions_for
-from edgekd.evaluation.few_shot import can_zero_shot, few_shot_scores, own_teacher
+from edgekd.evaluation.few_shot import can_zero_shot, few_shot_scores, student_scores
 from edgekd.evaluation.gather import parts_of, suites_of
-from edgekd.evaluation.subjects import artifact_folders
+from edgekd.evaluation.subjects import artifact_folders, own_teacher
 from edgekd.targets.session import open_session
 
 Rows = list[dict[str, Any]]
@@ -77,8 +76,7 @@ def zero_shot_rows(loaded: LoadedRun | None, config: EvaluateConfig) -> Rows:
             vectors = dataclasses.replace(space, text_centre=centre).head
         else:
             columns = columns_among(loaded.run.classes, images.classes, "the student").tolist()
-        predict = student_predict(loaded.student, vectors)
-        scores = predict_all(predict, images, everything, loaded.run.preprocess)[:, columns]
+        scores = student_scores(loaded, images, everything, vectors)[:, columns]
         rows += accuracy_rows("student", scores, images, everything, parts)
     return rows
 
@@ -184,11 +182,11 @@ def _predictions(
     loaded: LoadedRun, images: ImageSet, indices: NDArray[np.int64]
 ) -> Iterator[tuple[str, Scores, Scores | None]]:
     """Yield subject, scores `[N, C]` in the order of the images' classes, and embeddings `[N, D]` or None."""
-    student, preprocess = loaded.student, loaded.run.preprocess
     columns = [loaded.run.classes.index(name) for name in images.classes]
-    predict = student_predict(student, loaded.vectors)
-    vectors = student_vectors(student, images, indices)[1].numpy() if student.embeds else None
-    yield "student", predict_all(predict, images, indices, preprocess)[:, columns], vectors
+    scores, vectors = student_scores(loaded, images, indices, loaded.vectors), None
+    if loaded.student.embeds:
+        vectors = student_vectors(loaded.student, images, indices)[1].numpy()
+    yield "student", scores[:, columns], vectors
     for folder in artifact_folders(loaded.folder):
         try:
             session = open_session(folder, spinning=False)

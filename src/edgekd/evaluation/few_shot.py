@@ -25,8 +25,9 @@ from edgekd.distill.classification.predict import (
 from edgekd.distill.inputs.batches import PixelStore, store_side
 from edgekd.distill.inputs.cache import plain_embeddings
 from edgekd.distill.inputs.views import ViewPolicy, render, view_params
-from edgekd.distill.models.teachers import ClipTeacher, Teacher, load_teacher
+from edgekd.distill.models.teachers import ClipTeacher, load_teacher
 from edgekd.evaluation.gather import trained_of
+from edgekd.evaluation.subjects import own_teacher
 
 Keys = Literal["student", "teacher"]
 """Whose embeddings of the few images are the cache."""
@@ -58,27 +59,12 @@ def student_scores(
     return predict_all(predict, images, indices, loaded.run.preprocess)
 
 
-def own_teacher(loaded: LoadedRun) -> Teacher:
-    """Load the teacher of the run.
-
-    Raises:
-        EdgekdError: it is gone, or its weights are others by now.
-    """
-    model, run = load_teacher(loaded.run.teacher), loaded.run
-    if model.id != run.teacher_id:
-        raise EdgekdError(
-            f"{run.teacher} is not the teacher {run.name} was trained with.", "Restore its weights."
-        )
-    return model
-
-
 @torch.inference_mode()
 def teacher_keys(loaded: LoadedRun, images: ImageSet, shots: NDArray[np.int64]) -> Tensor:
     """Return the teacher's embeddings of the images at `shots` as the student is to match them.
 
     As in Li et al.'s program: the plain image and nine augmented copies, each a key of its own, copy after copy:
-    `[copies · len(shots), D]`. The copies are the run's views in place of RandAugment(2, 9). A file of embeddings has
-    one key per image.
+    `[copies · len(shots), D]`; here the copies are the run's views. A file of embeddings has one key per image.
 
     Raises:
         EdgekdError: the teacher is gone or another one, or the student does not embed in its space.
@@ -115,10 +101,7 @@ def cached_scores(
     Args:
         texts: as `new_vectors`, or None for the cache alone.
         keys: `student`: its embeddings of the plain images, or its features where it does not embed. `teacher`: see
-            `teacher_keys`.
-
-    Raises:
-        EdgekdError: as `teacher_keys`.
+            `teacher_keys`, which may raise.
     """
     place = {images.classes.index(name): number for number, name in enumerate(classes)}
     labels = torch.tensor([place[label] for label in images.labels[shots].tolist()])
@@ -136,8 +119,6 @@ def few_shot_scores(
     loaded: LoadedRun, data: str | None, count: int, keys: Keys = "student"
 ) -> tuple[ImageSet, dict[str, NDArray[np.float32]]]:
     """Score images of new classes, those that the run left out or all of `data`, with `count` images of each class.
-
-    Which images are cached follows from their contents and the run's split seed, and the others are tested.
 
     Returns:
         The tested images, and scores float32 `[N, C]` by method: `zero-shot` (where the student has a text head) and

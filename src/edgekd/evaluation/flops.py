@@ -18,9 +18,7 @@ from edgekd.core.predictor import Predictor
 def count_torch(predict: Predictor, module: nn.Module, shape: tuple[int, int]) -> Counted:
     """Return parameters of `module`, and the multiply-accumulates of one prediction for an image of `shape` pixels.
 
-    Args:
-        predict: uint8 `[1, H, W, 3]` → scores. It runs `module`.
-        shape: height and width.
+    `predict` runs `module`: uint8 `[1, H, W, 3]` → scores.
     """
     parameters = sum(one.numel() for one in module.parameters())
     with _unfused_attention(), FlopCounterMode(display=False) as counter:

@@ -240,9 +240,7 @@ def _beside_id(
 ) -> list[Suite]:
     """Return the suites that belong to in-domain test images: clean counterparts, unknown images, corruptions.
 
-    Args:
-        unknown: (name, images) of no known class.
-        corrupted: images in each cell of the corruptions; 0 for none.
+    `corrupted` is the number of images in each cell of the corruptions; 0 for none.
     """
     more: list[Suite] = []
     insides = [suite for suite in suites if suite.kind == "id"]
@@ -280,8 +278,7 @@ def further_suites(
     Args:
         trained: run → what it saw.
         own: the runs' own suites; images of their unseen domains would count twice in the mean.
-        ood, test, wilds: (name, folder) as `SuiteBuilder.folder`, `SuiteBuilder.hold_out` and `wilds_suites` take them.
-        texture_shape: folder of cue-conflict images.
+        ood, test, wilds: (name, folder).
     """
     builders = {}
     for one in subjects:

@@ -18,14 +18,15 @@ from edgekd.benchmark.subjects import Subject
 from edgekd.core.console import say, shell_word, warn
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.files import short_hash
-from edgekd.core.manifest import Artifact, Run, read_artifact, read_run
+from edgekd.core.manifest import Run, read_artifact, read_run
 from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
 from edgekd.distill.classification.load_run import LoadedRun
 from edgekd.distill.classification.predict import student_predict, teacher_predict
-from edgekd.distill.models.teachers import ClipTeacher, load_teacher
+from edgekd.distill.models.teachers import ClipTeacher, Teacher, load_teacher
 from edgekd.evaluation.flops import count_torch
 from edgekd.export.graph import fuse
+from edgekd.targets.bank import ClassBank
 from edgekd.targets.session import Session, open_session
 
 COPIED = " (copied)"
@@ -77,12 +78,9 @@ def subjects_of(
 def lone_artifact(
     path: Path, others: Sequence[Subject], runs: Sequence[LoadedRun], *, elsewhere: bool = False
 ) -> Subject:
-    """Return an artifact that was copied away from its run, under a name of its own.
+    """Return an artifact that was copied away from its run, under a name that none of `others` has.
 
-    Args:
-        others: their rows are not its row.
-        runs: where one of its run's name has another student, that student is not its reference.
-        elsewhere: a device measures it, so its runtime need not be here.
+    Where one of `runs` has the name of its run and another student, that student is not its reference.
     """
     subject, folder = _artifact(path, elsewhere), path.resolve()
     source = read_artifact(path, check_hashes=False).source
@@ -94,20 +92,24 @@ def lone_artifact(
     return subject
 
 
+def own_teacher(loaded: LoadedRun) -> Teacher:
+    """Load the teacher of the run; one that is gone or has other weights by now is an `EdgekdError`."""
+    model, run = load_teacher(loaded.run.teacher), loaded.run
+    if model.id != run.teacher_id:
+        raise EdgekdError(
+            f"{run.teacher} is not the teacher {run.name} was trained with.", "Restore its weights."
+        )
+    return model
+
+
 def _teacher(loaded: LoadedRun) -> list[Subject]:
     run, bank = loaded.run, loaded.bank
     assert bank is not None
-    teacher = load_teacher(run.teacher)
-    if not isinstance(teacher, ClipTeacher):
-        say(
-            f"the teacher of {run.name} is a file of embeddings: it has no row, it cannot embed new images"
-        )
+    if run.teacher.startswith("embeddings:"):
+        say(f"the teacher of {run.name} is a file of embeddings, so it has no row")
         return []
-    if teacher.id != run.teacher_id:
-        raise EdgekdError(
-            f"The teacher {run.teacher} is not the one {run.name} was trained with.",
-            "Restore its weights, or train again.",
-        )
+    teacher = own_teacher(loaded)
+    assert isinstance(teacher, ClipTeacher)
     # Two banks may differ in their descriptions alone.
     texts = short_hash(bank.vectors.numpy().tobytes().hex()) if bank.described else ""
     identity = f"{teacher.id}:{'|'.join(bank.templates)}:{texts}"
@@ -117,7 +119,7 @@ def _teacher(loaded: LoadedRun) -> list[Subject]:
 
 def _student(loaded: LoadedRun) -> Subject:
     height, width = loaded.run.preprocess.shape
-    student = fuse(loaded.student, torch.rand(2, 3, height, width)).model  # as it is exported
+    student = fuse(loaded.student, torch.rand(2, 3, height, width))[0]  # as it is exported
     predict = student_predict(student, loaded.vectors)
     return _in_torch(loaded.run, "torch", predict, student, loaded.run.preprocess)
 
@@ -152,51 +154,43 @@ def _artifact(folder: Path, elsewhere: bool) -> Subject:
     except NotHere as error:
         if not elsewhere:
             raise
-        reason = error
-
-        def refuse(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-            raise reason
-
-        return _described(folder, read_artifact(folder), refuse, here=False)
-    return _described(
-        folder,
-        session.artifact,
-        session.run,
-        placement=session.placement,
-        with_classes=None if session.bank is None else _with_classes(session),
-    )
-
-
-def _described(folder: Path, artifact: Artifact, predict: Predictor, **more: Any) -> Subject:
+        artifact = read_artifact(folder)
+        own: dict[str, Any] = {"predict": _raising(error), "here": False}
+    else:
+        artifact = session.artifact
+        own = {"predict": session.run, "placement": session.placement}
+        if session.bank is not None:
+            own["with_classes"] = _with_classes(session, session.bank)
     return Subject(
         name=artifact.name,
         run=str(artifact.source.get("run", "")),
         kind="artifact",
         precision=artifact.precision,
         preprocess=artifact.preprocess,
-        predict=predict,
         classes=artifact.classes,
         folder=folder,
         counted=count_folder(folder),
-        **more,
+        **own,
     )
 
 
-def _with_classes(session: Session) -> Any:
+def _raising(error: NotHere) -> Predictor:
+    def refuse(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        raise error
+
+    return refuse
+
+
+def _with_classes(session: Session, bank: ClassBank) -> Any:
     def with_classes(classes: tuple[str, ...], vectors: NDArray[np.float32]) -> Predictor:
-        assert session.bank is not None
-        changed = replace(session.bank, classes=classes, vectors=vectors)
+        changed = replace(bank, classes=classes, vectors=vectors)
         return lambda images: changed.logits(session.embed(images))
 
     return with_classes
 
 
 def compared_of(subjects: Sequence[Subject], places: Sequence[Path]) -> tuple[Subject, Subject]:
-    """Return the two artifacts to compare, A and B in the order in which they were named.
-
-    Raises:
-        EdgekdError: not exactly two.
-    """
+    """Return the two artifacts to compare, in the order in which they were named; not two are an `EdgekdError`."""
     artifacts = [subject for subject in subjects if subject.folder is not None]
     if len(artifacts) != 2:
         raise EdgekdError(
@@ -205,8 +199,7 @@ def compared_of(subjects: Sequence[Subject], places: Sequence[Path]) -> tuple[Su
         )
 
     def place_of(subject: Subject) -> int:
-        assert subject.folder is not None
-        folder = subject.folder.resolve()
+        folder = Path(subject.folder or "").resolve()
         inside = [folder.is_relative_to(place.resolve()) for place in places]
         return inside.index(True) if True in inside else len(places)
 

@@ -45,12 +45,8 @@ class SuiteBuilder:
     """Make suites for subjects that have the same classes and the same training images.
 
     Every method leaves out images whose content is in `trained`, and counts them. All raise `EdgekdError` for images
-    that cannot be loaded, that have a class which is not in `classes`, or of which none is left.
-
-    Attributes:
-        classes: of the subjects; the images may have fewer, between which is then chosen.
-        trained: what training has seen.
-        run: only subjects of this run are measured on the suites; None: all.
+    that cannot be loaded, that have a class which is not in `classes`, or of which none is left. Only subjects of `run`
+    are measured on the suites; None: all.
     """
 
     classes: tuple[str, ...]
@@ -70,9 +66,7 @@ class SuiteBuilder:
     def folder(self, name: str, spec: str) -> list[Suite]:
         """Return every domain of any images: `ood:NAME/DOMAIN`, or `seen:` or `adapted:` where training saw the domain.
 
-        Args:
-            name: the suite's name; without `/DOMAIN` where the images have no domains.
-            spec: anything `load_images` takes; a DomainBed layout may be one folder deeper.
+        `spec` is anything `load_images` takes; a DomainBed layout may be one folder deeper.
         """
         if _IMAGENET_O.fullmatch(name):
             raise EdgekdError(
@@ -154,11 +148,7 @@ class SuiteBuilder:
 
         ImageNet-O, known by its suite's name, calls its folders by the classes that its images are mistaken for. Where
         the subjects have these classes, both sides are restricted to them as its authors do, and the known images are a
-        `clean:` suite that comes along.
-
-        Args:
-            images: from `load_unlabelled`; those that are also in `inside`'s data are left out.
-            inside: in-domain test images of the same subjects.
+        `clean:` suite that comes along. Images that are also in `inside`'s data are left out.
 
         Raises:
             EdgekdError: also for a folder called by one of the classes.
@@ -291,22 +281,13 @@ def lone_suites(images: ImageSet, source: dict[str, Any]) -> tuple[list[Suite], 
         title = images.name if images.domains == ("all",) else domain
         kind = suite_kind({title}, {}, trained)
         family: Family | None = "folder" if kind == "ood" else kind
-        remarks: tuple[str, ...] = (
-            "The artifact does not record which domains it was trained on, so training images may be among these.",
-        )
+        remarks: tuple[str, ...] = ("Without the run's split training images may be among these.",)
         if kind == "seen":
-            remarks = (
-                "The artifact was trained on this domain and its split is not here, so training images may be among "
-                "these: not a test result.",
-            )
+            remarks = (f"The artifact was trained on this domain: not a test result. {remarks[0]}",)
         elif kind == "adapted":
             remarks = (_KIND_REMARKS[kind],)
         elif plain_name(title) in trained.left_out:
             family, remarks = None, ()
-        elif source.get("train_domains") is not None:
-            remarks = (
-                "Whether the artifact was trained on some of these images cannot be determined without its split.",
-            )
         indices = np.flatnonzero(images.domain_of == d)
         suites.append(Suite(f"{kind}:{title}", images, indices, None, family, remarks))
     return suites, trained
@@ -358,11 +339,7 @@ def corruption_suites(inside: Suite, count: int = CORRUPTION_IMAGES) -> list[Sui
 
 
 def named_folders(given: Sequence[str], option: str, what: str = "DIR") -> list[tuple[str, str]]:
-    """Return `NAME=DIR` strings as pairs.
-
-    Raises:
-        EdgekdError: another form, or a name given twice.
-    """
+    """Return `NAME=DIR` strings as pairs; another form, or a name given twice, is an `EdgekdError`."""
     pairs: dict[str, str] = {}
     for text in given:
         name, equals, folder = text.partition("=")

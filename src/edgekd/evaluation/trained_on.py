@@ -25,11 +25,10 @@ class Trained:
     """What one or several runs have seen in training; domain names are compared without case, spaces, `_` and `-`.
 
     Attributes:
-        roles: content key → `train`, `val` (which selects weights), `unlabelled`, `before` (in a run from which
-            this one started), or `tested`.
-        domains: domains with labelled training images.
-        unlabelled_domains: domains (styles) that were seen in unlabelled images alone.
-        left_out: domains that were left out as unseen.
+        roles: content key → `train`, `val` (which selects weights), `unlabelled`, `before` (in a run from which this
+            one started), or `tested`.
+        domains: with labelled training images.
+        unlabelled_domains: seen in unlabelled images alone.
     """
 
     roles: Mapping[str, str] = field(default_factory=dict)
@@ -52,11 +51,7 @@ def _plain(names: Iterable[str]) -> frozenset[str]:
 
 
 def read_trained(path: Path) -> Trained:
-    """Read what a run saw from its `split.json`.
-
-    Raises:
-        EdgekdError: not a split.
-    """
+    """Read what a run saw from its `split.json`."""
     stored = read_stored_split(path)
     domains: Iterable[str] | None = stored.train_domains
     if domains is None:  # an older split.json: the ids of domain/class/image folders have them

@@ -42,11 +42,7 @@ class _Reader:
 
 
 def wilds_named(given: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return `wilds:NAME` and `wilds:NAME=DIR` of the `--ood` strings as (name, folder), and the other strings.
-
-    Raises:
-        EdgekdError: a data set that is none of `DATASETS`.
-    """
+    """Return `wilds:NAME` and `wilds:NAME=DIR` of the `--ood` strings as (name, folder), and the other strings."""
     pairs, others = [], []
     for text in given:
         if not text.startswith(PREFIX):
@@ -70,20 +66,14 @@ def wilds_suites(
 ) -> list[Suite]:
     """Return the official OOD test split, `ood:NAME`, and held-out images of the training domains, `wilds:NAME/SPLIT`.
 
-    The OOD validation split, on which WILDS selects, is left alone. Nothing is downloaded.
-
-    Args:
-        name: one of `DATASETS`.
-        root: the folder that WILDS calls `root_dir`.
-        classes: of the subjects.
-        run: only subjects of this run are measured on them.
-        trained: what the runs saw; images with such content are left out and counted.
+    The OOD validation split, on which WILDS selects, is left alone. Nothing is downloaded; `root` is WILDS' `root_dir`.
+    Images whose content is in `trained` are left out and counted.
 
     Raises:
         EdgekdError: no package, no data, or classes that are not among `classes`.
     """
-    package = _package()
     try:
+        package = importlib.import_module("wilds")
         dataset = package.get_dataset(dataset=name, root_dir=root, download=False)
     except FileNotFoundError as error:
         raise EdgekdError(
@@ -170,13 +160,6 @@ def _content_keys(dataset: Any, indices: NDArray[np.int64]) -> list[str]:
                         "Download the data set again.",
                     ) from error
     return keys
-
-
-def _package() -> Any:
-    try:
-        return importlib.import_module("wilds")
-    except ImportError as error:
-        raise _lacking(error) from error
 
 
 def _lacking(error: ImportError) -> EdgekdError:

@@ -70,15 +70,12 @@ class Model:
     def predict(
         self, images: ImageLike | Iterable[ImageLike], *, batch: int = BATCH
     ) -> list[Prediction]:
-        """Classify images.
+        """Classify images; return one prediction for each, in order.
 
         Args:
             images: one image, or any number of them: paths, Pillow images, or RGB uint8 arrays `[H, W, 3]`; an array
                 `[B, H, W, 3]` is a batch.
             batch: images in one call of the model.
-
-        Returns:
-            One prediction for each image, in order.
 
         Raises:
             EdgekdError: an image that cannot be read, or an array of another shape or dtype.
@@ -110,12 +107,12 @@ class Model:
                 "Its weights are damaged, or its classes are those of another model: export it again.",
             )
         rows = np.exp(log_softmax(logits))  # float64 [B, C]
-        return [self._prediction(name, row) for (name, _), row in zip(prepared, rows, strict=True)]
-
-    def _prediction(self, name: str, row: NDArray[np.float64]) -> Prediction:
-        order = np.argsort(-row, kind="stable")
-        values = tuple(float(row[index]) for index in order)
-        return Prediction(name, tuple(self.classes[index] for index in order), values)
+        found = []
+        for (name, _), row in zip(prepared, rows, strict=True):
+            order = np.argsort(-row, kind="stable")
+            classes = tuple(self.classes[index] for index in order)
+            found.append(Prediction(name, classes, tuple(row[order].tolist())))
+        return found
 
 
 def load(path: str | Path, *, threads: int | None = None) -> Model:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from edgekd.configs.predict import PredictConfig
+from edgekd.configs.models import PredictConfig
 from edgekd.core.ahead import batched, map_ahead
 from edgekd.core.console import Tally, result, say
 from edgekd.core.errors import EdgekdError
@@ -31,9 +31,8 @@ def run_predict(config: PredictConfig) -> Iterator[Prediction]:
     return _recorded(config, model)
 
 
-def print_predictions(predictions: Iterator[Prediction], given: Mapping[str, Any]) -> None:
+def print_predictions(predictions: Iterator[Prediction], config: PredictConfig) -> None:
     """Print each prediction on a line as it arrives: text, or a JSON object."""
-    config = PredictConfig.load(**given)
     for one in predictions:
         best = one.top(config.top)
         if config.as_json:

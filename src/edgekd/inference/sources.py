@@ -52,10 +52,9 @@ def check_sources(sources: Sequence[str]) -> None:
 
 
 def frames(sources: Sequence[str], every: int = 1, without: Path | None = None) -> Iterator[Frame]:
-    """Yield the images of all sources in order; folders are searched however deep, sorted by path.
+    """Yield the images of files, folders (searched however deep), videos and cameras in order.
 
     Args:
-        sources: image files, folders, video files, or `camera:0`.
         every: of a video or a camera, the first of so many frames.
         without: a folder that is left out inside the others, since results are written there.
 

@@ -56,7 +56,7 @@ def run_cell(store: Store, cell: Cell, config: TrainConfig, *, keep: bool, oracl
     Args:
         config: the settings of its recipe, without what the cell adds.
         keep: keep the run folder under `runs/`.
-        oracle: also test on the unseen images during training; cells without shots alone.
+        oracle: also test on the unseen images during training.
     """
     folder = store.folder / "runs" / cell.key
     if cell.shots:
@@ -79,9 +79,6 @@ def _remove(folder: Path) -> None:
 
 def trained(config: TrainConfig, callback: Callback | None = None) -> LoadedRun:
     """Return the run of these settings in `config.out`: read if it is finished, resumed if it is not, else trained.
-
-    Args:
-        callback: gets the weights during training; see `edgekd.distill.train.train`.
 
     Raises:
         EdgekdError: the run in `config.out` has other settings.
@@ -247,10 +244,8 @@ def _read_oracle(path: Path) -> dict[str, NDArray[Any]]:
 def oracle_of(loaded: LoadedRun, kept: Outcome) -> tuple[Outcome, dict[str, Any]] | None:
     """Return the best outcome, that of the weights that the run kept (`kept`) among them, and facts about it.
 
-    Returns:
-        None if `watch` did not see every evaluation step: a part of the training ran without it. The facts:
-        `oracle_places`, how many it saw; `oracle_step`, the steps after which the weights were better than those kept,
-        None if never.
+    Facts: `oracle_places`, how many steps `watch` saw; `oracle_step`, after which the weights were better than those
+    kept, None if never. None in place of both if a part of the training ran without `watch`.
     """
     path = loaded.folder / ORACLE_FILE
     if not path.exists():

@@ -101,11 +101,9 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Done:
-    """A finished cell.
+    """A finished cell: outcomes by measure, and facts of its run.
 
-    Attributes:
-        outcomes: by measure: `id`, `ood`, ….
-        facts: of its run: scores (n; top1 and macro in per cent), split, selection, steps, size, seconds, teacher_id.
+    Facts: scores (n; top1 and macro in per cent), split, selection, steps, size, seconds, teacher_id.
     """
 
     cell: Cell

@@ -47,12 +47,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Study:
-    """A study that ran. `failures` is empty when every cell finished.
-
-    Attributes:
-        folder: holds `study.json`, `cells.jsonl`, `cells/`, and `table.md`, `.csv` and `.png`.
-        tables: the numbers of those files.
-    """
+    """A study that ran: `folder` holds `study.json`, `cells.jsonl`, `cells/`, and `table.md`, `.csv` and `.png`."""
 
     folder: Path
     tables: tuple[Table, ...]
@@ -116,8 +111,7 @@ def _resumable() -> Iterator[None]:
 def describe_once(plan: Plan, folder: Path) -> Plan:
     """Run every command for descriptions once, on all classes and vocabularies; a language model varies.
 
-    What is stored is not generated again. A file is read to see that it holds them all, before the first cell
-    trains.
+    What is stored is not generated again. Files are read before the first cell trains.
 
     Returns:
         The plan whose runs, unseen classes and teacher's row read these descriptions.

@@ -10,13 +10,13 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate.statistics import Pair, paired_interval
 from edgekd.core.errors import EdgekdError
+from edgekd.core.files import render_template
 from edgekd.core.machine import describe, in_cores
 from edgekd.data.subsets import left_to_test, take_shots
 from edgekd.studies.cell import ID, ID_TUNED, OOD, ORACLE, RETRIEVAL, RETRIEVAL_TEACHER, ZERO_SHOT
@@ -41,10 +41,10 @@ class Row:
     """A recipe's line. Accuracies in per cent, differences in points; None where there is no number.
 
     Attributes:
-        id: in domain, averaged over the columns.
+        id: averaged over the columns.
         columns: (column, measure) → accuracy.
         average: the measure `ood` averaged over the columns, of the seeds that have all of them.
-        oracle: the same of the measure `oracle`, and of the same seeds; None if one of them lacks it.
+        oracle: the same of the measure `oracle`, of the same seeds.
         difference: mean over seeds of this average less the baseline's.
         t_interval: its 95 % interval over seeds, Student's t; None for one seed.
         image_interval: its 95 % interval over images, by a paired bootstrap.
@@ -83,11 +83,7 @@ class Table:
 def make_tables(
     plan: Plan, done: Sequence[Done], scores: NDArray[np.float32] | None
 ) -> list[Table]:
-    """Return the study's tables from the cells that are finished.
-
-    Args:
-        scores: the teacher's, on all images; see `study.teacher_scores`.
-    """
+    """Return the study's tables from the cells that are finished; `scores` are the teacher's on all images."""
 
     def by_labels_alone(cell: Cell) -> bool:
         """Return whether the recipe reads labels alone: it is in every table of the curve and has none of its own."""
@@ -164,10 +160,9 @@ def recipe_rows(
     *,
     macro: bool,
 ) -> list[Row]:
-    """Return a row for every recipe that has a finished cell.
+    """Return a row for every recipe that has a finished cell, from the cells of one table.
 
     Args:
-        done: cells of one table.
         measures: shown per column; `id` is averaged over the columns.
         macro: accuracies are means over classes.
     """
@@ -239,11 +234,7 @@ def _pairs(first: Sequence[Outcome], second: Sequence[Outcome], macro: bool) -> 
 
 
 def _checked(plan: Plan, done: Done) -> Done:
-    """Return the cell's outcomes on the images that are left after the largest number of shots of the study.
-
-    Raises:
-        EdgekdError: they are of other images than the study tests on.
-    """
+    """Return the outcomes on what the largest number of shots leaves; those of other images are an `EdgekdError`."""
     test, left = plan.tests[done.cell.table, done.cell.column], None
     outside = test.ood
     if done.cell.shots:
@@ -297,8 +288,6 @@ def _teacher_row(plan: Plan, tests: Mapping[str, Test], scores: NDArray[np.float
 
 def _notes(plan: Plan, done: Sequence[Done], tests: Mapping[str, Test]) -> list[str]:
     """Return protocol, images, split, selection, budget, seeds, what the numbers mean, and the machine."""
-    from jinja2 import StrictUndefined, Template
-
     facts, machine = [one.facts for one in done], describe()
     selections: dict[str, dict[str, None]] = {}
     for one in done:
@@ -307,8 +296,9 @@ def _notes(plan: Plan, done: Sequence[Done], tests: Mapping[str, Test]) -> list[
     # The teacher's descriptions are those of the first recipe that it teaches.
     if next(filter(plan.uses_teacher, plan.recipes), None) in described:
         described.insert(0, TEACHER)
-    source = (files(__package__) / "notes.jinja").read_text(encoding="utf-8")
-    text = Template(source, undefined=StrictUndefined, trim_blocks=True).render(
+    text = render_template(
+        __package__,
+        "notes.jinja",
         plan=plan,
         tests=tests,
         config=plan.configs[plan.recipes[0]],

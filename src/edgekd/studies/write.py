@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,44 +41,37 @@ def study_document(name: str, tables: Sequence[Table]) -> Document:
 
 def text_table(table: Table) -> TextTable:
     """Return the cells as text; averages and differences lead where there are several columns."""
-    groups = group_titles(table)
-    header = ("", *groups, f"− {table.baseline}", "over seeds", "over images", "s per run")
-    averages = [n for n, title in enumerate(groups, 1) if title.endswith(" avg")]
-    after = len(groups) + 1
+    values = groups(table)
+    header = ("", *values, f"− {table.baseline}", "over seeds", "over images", "s per run")
+    averages = [n for n, title in enumerate(header) if title.endswith(" avg")]
+    after = len(values) + 1
     lead = (0, *averages, after, after + 1, after + 2) if averages else ()
-    rows = tuple(tuple(_cells(table, row)) for row in table.rows)
-    return TextTable(table.title or "Accuracy %", header, rows, lead=lead, console=True)
+    rows = []
+    for row in table.rows:
+        texts = [_stat(value(row), row.name == TEACHER) for value in values.values()]
+        difference = NONE if row.difference is None else f"{row.difference:+.1f}"
+        seconds = NONE if row.seconds is None else f"{row.seconds:.0f}"
+        intervals = _interval(row.t_interval), _interval(row.image_interval)
+        rows.append((row.name, *texts, difference, *intervals, seconds))
+    title = table.title or "Accuracy %"
+    return TextTable(title, header, tuple(rows), lead=lead, console=True)
 
 
-def group_titles(table: Table) -> list[str]:
-    """Return which accuracies a row has: in domain, per column, and on average where there are several columns."""
+def groups(table: Table) -> dict[str, Callable[[Row], Stat | None]]:
+    """Return the accuracies of a row by title: in domain, per column, and averages of several columns."""
     inside, outside = table.names[ID], table.names[OOD]
-    names = [
-        f"{table.names[measure]} {column}".strip()
-        for column in table.columns
-        for measure in table.measures
-    ]
-    if len(table.columns) == 1:
-        return [inside, *names]
-    oracle = [f"{table.names[ORACLE]} avg"] if ORACLE in table.measures else []
-    return [f"{inside} avg", *names, f"{outside} avg", *oracle]
-
-
-def group_values(table: Table, row: Row) -> list[Stat | None]:
-    """Return the accuracies of `group_titles`."""
-    inner = [
-        row.columns.get((column, measure)) for column in table.columns for measure in table.measures
-    ]
-    if len(table.columns) == 1:
-        return [row.id, *inner]
-    return [row.id, *inner, row.average, *([row.oracle] if ORACLE in table.measures else [])]
-
-
-def _cells(table: Table, row: Row) -> list[str]:
-    texts = [row.name, *(_stat(value, row.name == TEACHER) for value in group_values(table, row))]
-    difference = NONE if row.difference is None else f"{row.difference:+.1f}"
-    seconds = NONE if row.seconds is None else f"{row.seconds:.0f}"
-    return [*texts, difference, _interval(row.t_interval), _interval(row.image_interval), seconds]
+    several = len(table.columns) > 1
+    found: dict[str, Callable[[Row], Stat | None]] = {
+        f"{inside} avg" if several else inside: lambda row: row.id
+    }
+    for place in itertools.product(table.columns, table.measures):
+        title = f"{table.names[place[1]]} {place[0]}".strip()
+        found[title] = lambda row, place=place: row.columns.get(place)  # type: ignore[misc]
+    if several:
+        found[f"{outside} avg"] = lambda row: row.average
+        if ORACLE in table.measures:
+            found[f"{table.names[ORACLE]} avg"] = lambda row: row.oracle
+    return found
 
 
 def _stat(value: Stat | None, alone: bool) -> str:
@@ -123,8 +117,8 @@ def draw_study(tables: Sequence[Table], path: Path) -> None:
     tables = [
         dataclasses.replace(t, measures=tuple(m for m in t.measures if m != ORACLE)) for t in tables
     ]
-    groups = max(len(group_titles(table)) for table in tables)
-    figure = new_figure(max(500, 160 + 108 * groups), 72 + 260 * len(tables))
+    widest = max(len(groups(table)) for table in tables)
+    figure = new_figure(max(500, 160 + 108 * widest), 72 + 260 * len(tables))
     figure.set_layout_engine("constrained")
     panels = figure.subplots(len(tables), 1, squeeze=False, sharey=True)[:, 0]
     names = [row.name for table in tables for row in table.rows if row.name != TEACHER]
@@ -141,14 +135,14 @@ def draw_study(tables: Sequence[Table], path: Path) -> None:
 
 
 def _draw(axes: Axes, table: Table, names: Sequence[str]) -> None:
-    titles = group_titles(table)
+    accuracies = groups(table)
     dress(axes, y=f"{table.title}: accuracy %" if table.title else "accuracy %")
     axes.grid(False, axis="x")
     axes.axvline(0.5, color=LIGHT["line"], linewidth=1)  # ID on its left
-    axes.set_xticks(range(len(titles)), titles)
-    axes.set_xlim(-0.5, len(titles) - 0.5)
+    axes.set_xticks(range(len(accuracies)), list(accuracies))
+    axes.set_xlim(-0.5, len(accuracies) - 0.5)
     for row in table.rows:
-        values = [(n, value) for n, value in enumerate(group_values(table, row)) if value]
+        values = [(n, value) for n, of in enumerate(accuracies.values()) if (value := of(row))]
         if row.name == TEACHER:
             for place, value in values:
                 ends = place - 0.4, place + 0.4

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import disk_errors, write_bytes, write_json, write_text
+from edgekd.core.files import disk_errors, render_template, write_bytes, write_json, write_text
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.data.images import decode
 from edgekd.export.parity import runner
@@ -40,13 +40,10 @@ SHARE_OF_8_BITS = 0.1
 
 
 def write_kit(artifact: Path, pictures: Sequence[bytes]) -> Path:
-    """Write `kit/` into an artifact's folder, with what its runtime, or its target's evaluator, computes.
+    """Write `kit/` into an artifact's folder, with what its runtime, or its target's evaluator, computes; return it.
 
     Args:
         pictures: encoded images, as they are in files.
-
-    Returns:
-        The kit's folder.
 
     Raises:
         EdgekdError: no pictures, a file that takes floats or ends in an embedding, or one whose runtime is not here.
@@ -64,7 +61,8 @@ def write_kit(artifact: Path, pictures: Sequence[bytes]) -> Path:
     images = [decode(picture) for picture in pictures]
     fed = [np.asarray(image) if inside else rule.pixels(image) for image in images]
     logits = np.concatenate([run(pixels[None]) for pixels in fed])  # [N, C]
-    names = [f"{number}.{_ending(picture)}" for number, picture in enumerate(pictures)]
+    formats = (Image.open(io.BytesIO(picture)).format or "png" for picture in pictures)
+    names = [f"{number}.{form.lower()}" for number, form in enumerate(formats)]
     facts = _facts(manifest, names, logits) | {"resizes": inside, "expected_from": run_by}
     folder = artifact / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
@@ -83,10 +81,6 @@ def write_kit(artifact: Path, pictures: Sequence[bytes]) -> Path:
         shutil.rmtree(folder, ignore_errors=True)  # half a kit would be taken for a whole one
         raise
     return folder
-
-
-def _ending(picture: bytes) -> str:
-    return (Image.open(io.BytesIO(picture)).format or "png").lower()
 
 
 def _ppm(pixels: NDArray[np.uint8]) -> bytes:
@@ -120,12 +114,7 @@ def _copy_programs(format: str, folder: Path) -> list[str]:
 
 def _guide(facts: dict[str, Any], programs: Sequence[str], format: str) -> str:
     """Return INTEGRATE.md."""
-    from jinja2 import StrictUndefined, Template
-
-    programs_of = files(__package__) / "programs"
-    text = (programs_of / "INTEGRATE.md.jinja").read_text(encoding="utf-8")
-    guide = Template(text, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    steps, rule = programs_of / f"{format}.steps.txt", facts["preprocess"]
+    rule, steps = facts["preprocess"], files(__package__) / "programs" / f"{format}.steps.txt"
     own = steps.read_text(encoding="utf-8").format(size=rule["size"]) if steps.is_file() else ""
-    made: str = guide.render(facts, rule=rule, programs=programs, own_steps=own.splitlines())
-    return made
+    name, own_steps = "programs/INTEGRATE.md.jinja", own.splitlines()
+    return render_template(__package__, name, **facts, rule=rule, programs=programs, own_steps=own_steps)  # fmt: skip

@@ -44,10 +44,14 @@ def list_table(spec: str, *, labelled: bool) -> Source:
     Without a split, `train`, `validation` and `test` are taken, as the parts that they name.
     """
     tables = _load(spec)
+    import datasets
+
     features = next(iter(tables.values())).features
     image = _image_column(spec, features)
     label = _label_column(spec, features) if labelled else None
-    tables = {name: _undecoded(table, image) for name, table in tables.items()}
+    if isinstance(features[image], datasets.Image):
+        encoded = datasets.Image(decode=False)
+        tables = {name: table.cast_column(image, encoded) for name, table in tables.items()}
     roles = {name: ROLES.get(name.lower()) for name in tables}
     kept = {name for name, role in roles.items() if role or len(tables) == 1}
     has_roles = len(kept) > 1 and "train" in roles.values()
@@ -151,15 +155,6 @@ def _label_column(spec: str, features: Mapping[str, Any]) -> str:
 
 def _described(features: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({type(kind).__name__})" for name, kind in features.items())
-
-
-def _undecoded(table: Any, column: str) -> Any:
-    import datasets
-
-    feature = table.features[column]
-    if isinstance(feature, datasets.Image):
-        return table.cast_column(column, datasets.Image(decode=False))
-    return table
 
 
 def _names(table: Any, column: str) -> list[str]:

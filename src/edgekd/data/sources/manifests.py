@@ -12,7 +12,7 @@ from pathlib import Path
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.readers import open_regular, printable, read_errors, read_text
-from edgekd.data.sources.scan import ROLES, Entry, Listing, shown
+from edgekd.data.sources.scan import Entry, Listing, role_of, shown
 
 MANIFESTS = (".csv", ".parquet")
 _COLUMNS = ("path", "label", "domain", "split")
@@ -46,17 +46,13 @@ def list_manifest(path: Path, *, labelled: bool = True) -> Listing:
         wanted = _COLUMNS[:3] if labelled else _COLUMNS[:1]
         absent = [name for name in wanted if name in columns and is_missing(row[name])]
         if absent:
+            written = f' ("{row[absent[0]]}")' if row[absent[0]] else ""
             raise EdgekdError(
-                f"{place} has no {absent[0]}{_as_written(row[absent[0]])}.",
+                f"{place} has no {absent[0]}{written}.",
                 "Fill it in, or remove the "
                 + ("row, or the column." if absent[0] == "domain" else "row."),
             )
-        role = ROLES.get(row["split"].lower()) if "split" in columns else None
-        if "split" in columns and role is None:
-            raise EdgekdError(
-                f'{place} has the split "{printable(row["split"])}".',
-                did_you_mean(row["split"].lower(), ROLES),
-            )
+        role = role_of(row["split"], place) if "split" in columns else None
         domain = printable(row["domain"]) if "domain" in columns else None
         entry = Entry(row["path"], printable(row["label"]) if labelled else "", domain, role)
         # One file, however it is spelled: relative, with ./, absolutely.
@@ -94,10 +90,6 @@ def is_missing(value: str) -> bool:
     return value.strip().lower() in _MISSING
 
 
-def _as_written(value: str) -> str:
-    return f' ("{value}")' if value else ""
-
-
 def _csv_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
     try:
         lines = list(csv.reader(io.StringIO(read_text(path, "manifest", _SAVE), newline="")))
@@ -133,15 +125,9 @@ def _check_columns(path: Path, columns: list[str]) -> None:
     unknown = [name for name in columns if name not in _COLUMNS]
     for name in ("path", "label"):
         if name not in columns:
-            close = difflib.get_close_matches(name, unknown, n=1, cutoff=0.6)
-            found = (
-                f'rename "{close[0]}" to "{name}"'
-                if close
-                else f"its columns are {', '.join(columns) or 'none'}"
-            )
             raise EdgekdError(
                 f'The manifest {path} has no column "{name}".',
-                f"A manifest has path,label[,domain][,split]; {found}.",
+                f"A manifest has path,label[,domain][,split]; its columns are {', '.join(columns) or 'none'}.",
             )
     for name in unknown:
         # A misspelt optional column would silently change the split.

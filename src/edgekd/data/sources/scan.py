@@ -110,11 +110,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def list_all(root: Path) -> Listing:
-    """Return all images below `root`, 32 folders deep at most, without labels.
-
-    Raises:
-        EdgekdError: no image.
-    """
+    """Return all images below `root`, 32 folders deep at most, without labels; none is an `EdgekdError`."""
     entries, left_out = [], Tally()
     for parts, names in walk(root, deepest=32):
         for name in names:
@@ -130,6 +126,15 @@ def list_all(root: Path) -> Listing:
         )
     ordered = tuple(sorted(entries, key=lambda entry: entry.path))
     return Listing(root, ordered, left_out=left_out)
+
+
+def role_of(split: str, place: str) -> str:
+    """Return the role that a split's name means; one that is unknown is an `EdgekdError` about `place`."""
+    role = ROLES.get(split.lower())
+    if role is None:
+        hint = did_you_mean(split.lower(), ROLES)
+        raise EdgekdError(f'{place} has the split "{printable(split)}".', hint)
+    return role
 
 
 def is_image(name: str) -> bool:

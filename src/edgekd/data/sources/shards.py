@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from edgekd.core.ahead import map_ahead
 from edgekd.core.console import Tally, say
-from edgekd.core.errors import EdgekdError, did_you_mean, first_line
+from edgekd.core.errors import EdgekdError, first_line
 from edgekd.core.files import read_index, short_hash, write_index
 from edgekd.core.readers import NOT_REGULAR, parse_json, printable
 from edgekd.data.images import EXTENSIONS, MAX_BYTES, check_content
-from edgekd.data.sources.scan import ROLES, Entry
+from edgekd.data.sources.scan import Entry, role_of
 from edgekd.data.sources.source import PackedReader, Source
 
 _MOST_SHARDS = 100_000
@@ -82,7 +82,10 @@ def list_shards(spec: str, *, labelled: bool) -> Source:
             if reason:
                 left_out.add(reason, name)
                 continue
-            entries.append(_entry(shard, name, row) if labelled else Entry(name, ""))
+            role = role_of(row.split, f"{row.name} in {shard}") if row.split and labelled else None
+            entries.append(
+                Entry(name, row.label, row.domain, role) if labelled else Entry(name, "")
+            )
             keys.append(row.key)
             places.append((number, row.offset, row.size))
     if any(entry.role for entry in entries) and not all(entry.role for entry in entries):
@@ -130,16 +133,6 @@ def _counted(inner: str) -> Sequence[str]:
     if not first <= last < first + _MOST_SHARDS:
         raise EdgekdError(f"{{{inner}}} names no shards.", "Count upwards: {000..127}.")
     return [f"{number:0{len(span[1])}d}" for number in range(first, last + 1)]
-
-
-def _entry(shard: str, name: str, row: Row) -> Entry:
-    role = ROLES.get(row.split.lower()) if row.split is not None else None
-    if row.split is not None and role is None:
-        raise EdgekdError(
-            f'{row.name} in {shard} has the split "{row.split}".',
-            did_you_mean(row.split.lower(), ROLES),
-        )
-    return Entry(name, row.label, row.domain, role)
 
 
 def _file_system(shard: str) -> tuple[Any, str]:

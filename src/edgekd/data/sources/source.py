@@ -23,11 +23,7 @@ from edgekd.data.sources.scan import Entry, shown
 
 @dataclass(frozen=True)
 class FileReader:
-    """Reads the i-th file below `root`.
-
-    Raises:
-        EdgekdError: on calling, when a file that was readable before no longer is.
-    """
+    """Reads the i-th file below `root`; one that was readable before and no longer is, is an `EdgekdError`."""
 
     root: Path
     paths: tuple[str, ...]
@@ -50,7 +46,6 @@ class PackedReader:
     Attributes:
         content: row in the source → the image's encoded bytes.
         rows: int64 `[N]`, row of each image.
-        source: name of the source, for messages.
     """
 
     content: Callable[[int], bytes]

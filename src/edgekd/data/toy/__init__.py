@@ -106,11 +106,7 @@ def look(cls: str, seed: int, *, world: bool = False) -> Look:
 def draw(cls: str, domain: str, seed: int, *, world: bool = False) -> Image.Image:
     """Return one RGB image of 72 × 72 pixels, the same for the same arguments on every machine.
 
-    Args:
-        cls: one of `CLASSES`.
-        domain: one of `DOMAINS`.
-        seed: any non-negative integer.
-        world: free colours and surroundings (the teacher's images) instead of the usual ones.
+    With `world` colours and surroundings are free (the teacher's images).
     """
     shown, rng = look(cls, seed, world=world), Random(seed + 1)
     place = SCENES[shown.scene]
