@@ -287,10 +287,16 @@ def test_stores_by_side_and_content(images: ImageSet, make_image: Make, tmp_path
     for side in (24, 20):
         assert open_store(images, side).batch(np.array([0])).shape[1] == side
     make_image(tmp_path / "data" / "art" / "cat" / "0000.png", seed=999)
+    # A large JPEG, which is read at a reduced size.
+    x, y = np.meshgrid(np.linspace(0, 150, 800), np.linspace(0, 110, 600))
+    waves = 127.5 + 100 * np.stack([np.sin(x), np.cos(y), np.sin(x + y)], axis=-1)
+    jpeg = tmp_path / "data" / "art" / "cat" / "large.jpg"
+    Image.fromarray(waves.astype(np.uint8)).save(jpeg, quality=95)
     changed = load_images(str(tmp_path / "data"))
-    index = changed.ids.index("art/cat/0000.png")
-    found = open_store(changed, 24).batch(np.array([index]))[0]
-    assert np.array_equal(found, expected(changed, index, 24))
+    first, large = (changed.ids.index(f"art/cat/{name}") for name in ("0000.png", "large.jpg"))
+    found = open_store(changed, 60).batch(np.array([first, large])).astype(int)
+    assert np.array_equal(found[0], expected(changed, first, 60))
+    assert np.abs(found[1] - expected(changed, large, 60)).mean() < 1.5
 
 
 @pytest.mark.parametrize(("balance", "rare"), [("domains", 0.2), ("classes", 0.5)])
