@@ -44,17 +44,8 @@ def paint_images(n: int = 120) -> ImageSet:
     labels = np.arange(n, dtype=np.int64) % len(CLASSES)
     keys = tuple(f"{index:032x}" for index in range(n))
     ids = tuple(f"all/{CLASSES[label]}/{index}.png" for index, label in enumerate(labels))
-    return ImageSet(
-        "paint",
-        CLASSES,
-        ("all",),
-        labels,
-        np.zeros(n, dtype=np.int64),
-        keys,
-        ids,
-        None,
-        Paint(labels),
-    )
+    domains = np.zeros(n, dtype=np.int64)
+    return ImageSet("paint", CLASSES, ("all",), labels, domains, keys, ids, None, Paint(labels))
 
 
 def model(wrong_every: int, *, strength: float = 4.0, classes: int = len(CLASSES)) -> Predictor:
@@ -110,57 +101,32 @@ def four_subjects(
     return found
 
 
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let empty drawings stand for all of a report, since drawing takes seconds."""
+    monkeypatch.setattr(write, "draw_picture", lambda _, path: path.touch())
+    monkeypatch.setattr(charts, "svg", lambda figure, key, title, text: f"<svg id={key}></svg>")
+
+
 def fake_measurements(
     monkeypatch: pytest.MonkeyPatch, p50_ms: dict[str, float], *, picture: bool = False
 ) -> None:
-    """Replace the fresh processes by samples around the given medians (key: the artifact's `run/name`).
-
-    Without `picture` empty drawings stand for all of them, since drawing takes seconds.
-    """
+    """Replace the fresh processes by samples around the given medians (key: the artifact's `run/name`)."""
     if not picture:
-        monkeypatch.setattr(write, "draw_picture", lambda _, path: path.touch())
-        monkeypatch.setattr(charts, "svg", lambda figure, key, title, text: f"<svg id={key}></svg>")
+        draw_nothing(monkeypatch)
+
+    def clocked(p50: float, threads: int | None, **facts: Any) -> Clocked:
+        times, blocks = p50 * np.linspace(0.9, 1.1, 201), np.arange(201) // 10
+        quiet = {"other_cpu": 0.0, "stolen_cpu": 0.0}
+        samples = LatencySamples(times, blocks, 9.0, 50, 3.0, True, True, **quiet)
+        return Clocked(samples, 12.0, "CPUExecutionProvider", threads or 2, **facts)
 
     def measure_artifacts(
         folders, encoded, protocol: Protocol, *, threads=None, together=False, energy=None
     ):  # type: ignore[no-untyped-def]
-        return {
-            key: [
-                Clocked(
-                    LatencySamples(
-                        p50_ms[key] * np.linspace(0.9, 1.1, 201),
-                        np.arange(201) // 10,
-                        9.0,
-                        50,
-                        3.0,
-                        True,
-                        True,
-                        other_cpu=0.0,
-                        stolen_cpu=0.0,
-                    ),
-                    load_ms=12.0,
-                    provider="CPUExecutionProvider",
-                    threads=threads or 2,
-                )
-                for _ in range(protocol.processes)
-            ]
-            for key in folders
-        }
+        return {key: [clocked(p50_ms[key], threads)] * protocol.processes for key in folders}
 
     def measure_end_to_end(folders, encoded, protocol: Protocol, *, threads=None):  # type: ignore[no-untyped-def]
-        times = np.linspace(0.9, 1.1, 201)
-        return {
-            key: Clocked(
-                LatencySamples(
-                    (p50_ms[key] + 3.0) * times, np.arange(201) // 10, 9.0, 50, 3.0, True, True
-                ),
-                load_ms=12.0,
-                provider="CPUExecutionProvider",
-                threads=threads or 2,
-                peak_rss_mb=101.0,
-            )
-            for key in folders
-        }
+        return {key: clocked(p50_ms[key] + 3.0, threads, peak_rss_mb=101.0) for key in folders}
 
     monkeypatch.setattr(local, "measure_artifacts", measure_artifacts)
     monkeypatch.setattr(local, "measure_end_to_end", measure_end_to_end)

@@ -1,83 +1,57 @@
-"""A page in headless Chromium: its layout at several widths, without scripts, and every address it asks for."""
+"""A page in headless Chromium: its layout at several widths, the addresses that it requests, what a script returns."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import time
 from dataclasses import dataclass
-from html import unescape
 from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(
-    (
-        found
-        for name in ("chromium", "chromium-browser", "google-chrome")
-        if (found := shutil.which(name))
-    ),
-    "",
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
-_CONTROL = "http://127.0.0.1:9/seen.png"
-"""Asked for by the frames' parent: a log without it would prove nothing."""
 _QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
           "--disable-background-networking", "--disable-component-update", "--hide-scrollbars")  # fmt: skip
-# The sandbox of the frame forbids scripts; the frame's parent measures it.
-_FRAMES = """<!doctype html><body>{frames}<img src="{control}"><script>
-addEventListener("load", () => {{
-  const told = [...document.querySelectorAll("iframe[sandbox]")].map(frame => {{
-    const page = frame.contentDocument, root = page.documentElement;
-    const wide = [...page.querySelectorAll("body *")].filter(e => {{
-      if (e.closest(".scroll, .skip, .unseen, svg")) return false;
-      return e.getBoundingClientRect().right > root.clientWidth + 1;
-    }}).map(e => e.tagName + "." + e.className);
-    return {{width: root.clientWidth, scroll: root.scrollWidth, text: page.body.innerText, wide: wide,
-             drawings: [...page.querySelectorAll("svg[role=img]")].filter(e => e.clientWidth).length}};
-  }});
-  const out = document.createElement("pre"); out.id = "told"; out.textContent = JSON.stringify(told);
-  document.body.replaceChildren(out);
-}});
-</script></body>"""
+_LAYOUT = """(() => {
+  const root = document.documentElement;
+  const wide = [...document.querySelectorAll("body *")].filter(e => {
+    if (e.closest(".scroll, .skip, .unseen, svg")) return false;
+    return e.getBoundingClientRect().right > root.clientWidth + 1;
+  }).map(e => e.tagName + "." + e.className);
+  return {width: root.clientWidth, scroll: root.scrollWidth, text: document.body.innerText, wide: wide,
+          drawings: [...document.querySelectorAll("svg[role=img]")].filter(e => e.clientWidth).length};
+})()"""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Of each width `width`, `scroll`, `text`, `wide` and `drawings`; and the network addresses asked for."""
+    """Of each width `width`, `scroll`, `text`, `wide` and `drawings`; and the network addresses requested."""
 
     frames: list[dict[str, Any]]
     requests: list[str]
 
 
 def open_page(page: Path, folder: Path, widths: tuple[int, ...]) -> Seen:
-    """Open `page` once for each width in one browser; `folder` takes its files."""
-    frames = "".join(
-        f'<iframe sandbox="allow-same-origin" src="{page.as_uri()}" width="{w}" height="800" style="border:0"></iframe>'
-        for w in widths
-    )
-    wrapper, log = folder / "frames.html", folder / "net.json"
-    wrapper.write_text(_FRAMES.format(frames=frames, control=_CONTROL), encoding="utf-8")
-    command = [CHROMIUM, *_QUIET, "--allow-file-access-from-files", f"--user-data-dir={folder / 'profile'}",
-               f"--log-net-log={log}", "--virtual-time-budget=5000", "--dump-dom", wrapper.as_uri()]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    told = re.search(r'<pre id="told">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert told is not None, done.stderr[-2000:]
-    found = set()
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        # What the browser asks for on its own behalf has no origin.
-        if '"initiator":' in line and '"initiator":"not an origin"' not in line:
-            found |= set(re.findall(r'"url":"((?:https?|wss?)://[^"]+)"', line))
-    assert _CONTROL in found
-    return Seen(json.loads(unescape(told.group(1))), sorted(found - {_CONTROL}))
+    """Open `page` without scripts and lay it out at each width; `folder` takes the browser's files."""
+    frames, requests = _visit(page.as_uri(), folder, _LAYOUT, widths, scripts=False)
+    assert page.as_uri() in requests, "a record without the page itself would prove nothing"
+    return Seen(frames, sorted(one for one in requests if one.startswith(("http", "ws"))))
 
 
 def run_script(address: str, script: str, folder: Path) -> Any:
-    """Open `address` and return what an asynchronous JavaScript expression evaluates to in it.
+    """Open `address` and return what an asynchronous JavaScript expression evaluates to in it."""
+    [found], _ = _visit(address, folder, script, (1280,), scripts=True)
+    return found
 
-    Chromium is driven over a pipe (`--remote-debugging-pipe`): JSON messages that end in a zero byte.
-    """
+
+def _visit(
+    address: str, folder: Path, script: str, widths: tuple[int, ...], *, scripts: bool
+) -> tuple[list[Any], set[str]]:
+    """Drive Chromium over a pipe (`--remote-debugging-pipe`): JSON messages that end in a zero byte."""
     to_browser, from_browser = os.pipe(), os.pipe()
 
     def connect() -> None:  # Chromium reads from 3 and writes to 4
@@ -85,28 +59,22 @@ def run_script(address: str, script: str, folder: Path) -> Any:
         for number, end in zip((3, 4), [os.dup(end) for end in ends], strict=True):
             os.dup2(end, number)
 
-    command = [
-        CHROMIUM,
-        *_QUIET,
-        "--remote-debugging-pipe",
-        f"--user-data-dir={folder / 'profile'}",
-    ]
+    profile = f"--user-data-dir={folder / 'profile'}"
+    command = [CHROMIUM, *_QUIET, "--remote-debugging-pipe", profile]
     process = subprocess.Popen(command, close_fds=False, preexec_fn=connect,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     try:
         with open(to_browser[1], "wb") as out, open(from_browser[0], "rb") as answers:
             os.close(to_browser[0])
             os.close(from_browser[1])
-            pending, count = b"", 0
+            pending, count, session, requests = b"", 0, "", set()
 
-            def call(method: str, session: str = "", **params: Any) -> Any:
+            def call(method: str, **params: Any) -> Any:
                 nonlocal pending, count
                 count += 1
                 message = {"id": count, "method": method, "params": params}
-                out.write(
-                    json.dumps(message | ({"sessionId": session} if session else {})).encode()
-                    + b"\0"
-                )
+                message |= {"sessionId": session} if session else {}
+                out.write(json.dumps(message).encode() + b"\0")
                 out.flush()
                 while True:
                     while b"\0" not in pending:
@@ -115,25 +83,32 @@ def run_script(address: str, script: str, folder: Path) -> Any:
                         pending += data
                     text, _, pending = pending.partition(b"\0")
                     answer = json.loads(text)
+                    if answer.get("method") == "Network.requestWillBeSent":
+                        requests.add(answer["params"]["request"]["url"])
                     if answer.get("id") == count:
                         assert "error" not in answer, answer
                         return answer["result"]
 
-            target = call("Target.createTarget", url=address)["targetId"]
-            session = call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-
             def evaluate(expression: str) -> Any:
-                options = {"awaitPromise": True, "returnByValue": True}
-                return call("Runtime.evaluate", session, expression=expression, **options)
+                options = {"awaitPromise": scripts, "returnByValue": True}
+                found = call("Runtime.evaluate", expression=expression, **options)
+                assert "exceptionDetails" not in found, found
+                return found["result"].get("value")
 
-            loaded = (
-                f"location.href === {json.dumps(address)} && document.readyState === 'complete'"
-            )
-            while not evaluate(loaded)["result"].get("value"):
+            target = call("Target.createTarget", url="about:blank")["targetId"]
+            session = call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            call("Network.enable")
+            call("Emulation.setScriptExecutionDisabled", value=not scripts)
+            call("Page.navigate", url=address)
+            here = f"location.href === {json.dumps(address)}"
+            while not evaluate(f"{here} && document.readyState === 'complete'"):
                 time.sleep(0.05)
-            found = evaluate(script)
-            assert "exceptionDetails" not in found, found
-            return found["result"]["value"]
+            results = []
+            for width in widths:
+                size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+                call("Emulation.setDeviceMetricsOverride", **size)
+                results.append(evaluate(script))
+            return results, requests
     finally:
         process.kill()
         process.wait()

@@ -189,3 +189,21 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(weights, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps(TINY_TEACHER))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
+    """A `kd` run of two steps with an FP32 and an INT8 file for ONNX Runtime; its images are in `data` beside it.
+
+    No test may change it.
+    """
+    from study_data import draw_domains, tiny_settings
+
+    import edgekd
+
+    folder = tmp_path_factory.mktemp("tiny")
+    settings = tiny_settings(draw_domains(folder / "data", count=12), tiny_teacher)
+    options = {"student_options": {"drop_rate": 0.1}}
+    edgekd.train(recipe="kd", out=folder / "run", **settings | options)
+    edgekd.export(folder / "run", precision="int8", min_agreement=0.1)
+    return folder / "run"

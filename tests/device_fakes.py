@@ -38,6 +38,7 @@ def be_brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let quick measurements take a fraction of a second."""
     monkeypatch.setattr(devices, "QUICK", BRIEF)
     monkeypatch.setattr(stopwatch, "QUICK", BRIEF)
+    monkeypatch.setattr(stopwatch, "CONTEXT", replace(BRIEF, name="context"))
     monkeypatch.setattr(timings, "RATE_QUICK", replace(BRIEF, name="throughput, quick"))
 
 
@@ -100,9 +101,8 @@ def write_images(folder: Path, n: int = 40) -> ImageSet:
     keys = tuple(sha256_file(folder / name)[:32] for name in names)
     domains = np.zeros(n, dtype=np.int64)
     reader = FileReader(folder, tuple(names))
-    return ImageSet(
-        "noise", CLASSES, ("all",), np.asarray(labels), domains, keys, tuple(names), None, reader
-    )
+    classes = (CLASSES, ("all",), np.asarray(labels), domains)
+    return ImageSet("noise", *classes, keys, tuple(names), None, reader)
 
 
 def artifact_subject(folder: Path) -> Subject:
@@ -113,11 +113,8 @@ def artifact_subject(folder: Path) -> Subject:
 
 
 def two_suites(images: ImageSet) -> list[Suite]:
-    half = len(images) // 2
-    return [
-        Suite("id", images, np.arange(half)),
-        Suite("ood:x", images, np.arange(half, len(images))),
-    ]
+    first, second = np.array_split(np.arange(len(images)), 2)
+    return [Suite("id", images, first), Suite("ood:x", images, second)]
 
 
 def write_job(
@@ -134,14 +131,9 @@ def write_job(
         for number in range(len(images)):
             pack.write(images.reader.root / images.reader.paths[number], f"{number:08d}")  # type: ignore[attr-defined]
     numbers = tuple(range(len(images))) * repeat
-    job = Job(
-        (JobArtifact("r/fp32", "artifact-x", numbers, numbers[:8]),),
-        "images-x.zip",
-        protocol,
-        1,
-        grid=grid,
-        grid_protocol=BRIEF if grid else None,
-    )
+    artifact = JobArtifact("r/fp32", "artifact-x", numbers, numbers[:8])
+    rates = {"grid": grid, "grid_protocol": BRIEF if grid else None}
+    job = Job((artifact,), "images-x.zip", protocol, 1, **rates)  # type: ignore[arg-type]
     (root / "job-x").mkdir()
     (root / "job-x" / "job.json").write_text(job.to_json())
     return root / "job-x"

@@ -52,20 +52,16 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
             self.server.repos.setdefault(name, {})
-            self.server.private[name] = asked.get("visibility") == "private" or bool(
-                asked.get("private")
-            )
+            private = asked.get("visibility") == "private" or asked.get("private")
+            self.server.private[name] = bool(private)
             return self._answer({"url": f"{self.server.url}/{name}"})
         if path == "/api/validate-yaml":
             return self._answer({"errors": [], "warnings": []})
         repo, _, action = path.removeprefix("/api/models/").partition("/main")[0].rpartition("/")
         if action == "preupload":
             files = json.loads(body)["files"]
-            told = [
-                {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
-                for one in files
-            ]
-            return self._answer({"files": told})
+            how = {"uploadMode": "regular", "shouldIgnore": False}
+            return self._answer({"files": [{"path": one["path"]} | how for one in files]})
         for line in body.splitlines():
             entry = json.loads(line)
             if entry["key"] == "file":

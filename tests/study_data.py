@@ -23,13 +23,10 @@ def draw_domains(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: i
         for c, name in enumerate(classes):
             (root / domain / name).mkdir(parents=True)
             for number in range(count):
-                pixels = np.random.default_rng(10_000 * d + 100 * c + number).integers(
-                    0, 160, (32, 40, 3)
-                )
+                rng = np.random.default_rng(10_000 * d + 100 * c + number)
+                pixels = rng.integers(0, 160, (32, 40, 3)).astype(np.uint8)
                 pixels[..., c % 3] += 40 + 20 * (c // 3)
-                Image.fromarray(pixels.astype(np.uint8)).save(
-                    root / domain / name / f"{number:02d}.png"
-                )
+                Image.fromarray(pixels).save(root / domain / name / f"{number:02d}.png")
     return root
 
 
@@ -93,11 +90,6 @@ def done(cell: Cell, seconds: float = 10.0, **answers: str) -> Done:
     for name, text in answers.items():
         correct = np.array([sign == "1" for sign in text])
         outcomes[name] = Outcome(correct, (np.arange(len(text)) >= len(text) / 2).astype(np.int64))
-    facts = {
-        "split": "0" * 16,
-        "selection": "last EMA 0.99",
-        "steps": 2,
-        "size": 32,
-        "seconds": seconds,
-    }
+    facts = {"split": "0" * 16, "selection": "last EMA 0.99", "steps": 2, "size": 32}
+    facts["seconds"] = seconds
     return Done(cell, outcomes, facts)

@@ -11,7 +11,7 @@ from PIL import Image
 from edgekd.benchmark.subjects import Logits, PromptVariant, Subject, Suite
 from edgekd.core.ahead import batched, map_ahead
 from edgekd.core.console import say
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, check_known
 from edgekd.core.preprocess import Preprocess
 from edgekd.data.image_set import ImageSet
 from edgekd.data.images import UnreadableImage
@@ -120,11 +120,8 @@ def columns_of(subject: Subject, suite: Suite) -> NDArray[np.int64]:
 def columns_among(known: Sequence[str], wanted: Sequence[str], who: str) -> NDArray[np.int64]:
     """Return the place of each wanted class among those known, int64 `[wanted]`; one missing is an `EdgekdError`."""
     place = {name: column for column, name in enumerate(known)}
-    if missing := next((name for name in wanted if name not in place), None):
-        raise EdgekdError(
-            f'The data has a class "{missing}" that {who} was not made for.',
-            did_you_mean(missing, known),
-        )
+    for name in wanted:
+        check_known(name, place, f'The data has a class "{name}" that {who} was not made for.')
     return np.asarray([place[name] for name in wanted], dtype=np.int64)
 
 

@@ -200,7 +200,7 @@ def make_bundle(config: BenchmarkConfig) -> str:
         The command to run in the folder on that machine. Pass its result to `benchmark(…, result=FILE)`.
     """
     if not config.bundle:
-        raise EdgekdError("The bundle has no folder.", 'Name it: device="bundle:DIR".')
+        raise EdgekdError("No folder is given for the bundle.", 'Use device="bundle:DIR".')
     from edgekd.benchmark.device import bundle
     from edgekd.evaluation.gather import gather
     from edgekd.targets.profiles import follow_profile

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from artifact_fakes import write_artifact
@@ -27,8 +28,12 @@ from edgekd.benchmark.gates import parse_gates
 from edgekd.cli import app
 from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.configs.train import TrainConfig
+from edgekd.core.preprocess import Preprocess
 from edgekd.distill.losses import TERMS, Batch, objective
+from edgekd.distill.models.students import TEACHER_ENCODER, make_student, timm_name
+from edgekd.distill.models.teachers import EmbeddingsTeacher, load_teacher
 from edgekd.distill.recipes import RECIPES, get_recipe
+from edgekd.export.parity import MAX_RELATIVE_ERROR, MIN_AGREEMENT
 from edgekd.targets.profiles import load_profile
 
 ROOT = Path(__file__).parents[2]
@@ -39,8 +44,6 @@ TOOLS = {
     "python3.11", "python", "pip", "pytest", "ruff", "mypy", "pre-commit", "torchrun", "git", "cd", "run", "export",
     "mkdocs",
 }  # fmt: skip
-
-ARCHITECTURE = ROOT / "docs" / "architecture.md"
 
 
 def blocks(language: str) -> list[Any]:
@@ -99,11 +102,6 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
             raise
 
 
-def settings_of(parameters: dict[str, Any]) -> TrainConfig:
-    given = {name: value for name, value in parameters.items() if name != "config"}
-    return TrainConfig.load(**given)
-
-
 @pytest.mark.parametrize(("page", "block"), blocks("console"))
 def test_commands_parse(page: Path, block: str) -> None:
     commands = list(simple_commands(block))
@@ -115,24 +113,16 @@ def test_commands_parse(page: Path, block: str) -> None:
             continue
         verb, parameters = parse(arguments)
         if verb == "train" and parameters:
-            config = settings_of(parameters)
+            config = TrainConfig.load(**parameters | {"config": None})
             get_recipe(config.recipe, config.stages)
 
 
 def test_named_students_and_teachers_exist() -> None:
-    import open_clip
-
-    from edgekd.distill.models.students import TEACHER_ENCODER, timm_name
-
     pairs = set(open_clip.list_pretrained(as_str=True))
-    students, teachers = set(), set()
-    for parameter in blocks("console"):
-        for words in simple_commands(parameter.values[1]):
-            arguments = edgekd_arguments(words)
-            verb, parameters = parse(arguments) if arguments is not None else ("", {})
-            if verb in ("train", "evaluate"):
-                students.add(parameters.get("student"))
-                teachers.add(parameters.get("teacher"))
+    commands = (c for block in blocks("console") for c in simple_commands(block.values[1]))
+    parsed = [parse(arguments) for c in commands if (arguments := edgekd_arguments(c)) is not None]
+    models = [parameters for verb, parameters in parsed if verb in ("train", "evaluate")]
+    students, teachers = ({one.get(kind) for one in models} for kind in ("student", "teacher"))
     assert len(students) > 3
     for student in students - {None, TEACHER_ENCODER}:
         timm_name(student)
@@ -153,9 +143,8 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert other.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.+)$", other.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in {
-                re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
-            }
+            words = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+            assert anchor in {heading.replace(" ", "-") for heading in words}
 
 
 @pytest.mark.parametrize(("page", "block"), [*blocks("toml"), *blocks("yaml")])
@@ -174,7 +163,8 @@ def test_configurations_hold(page: Path, block: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "code"), [block for block in blocks("python") if block.values[0] != ARCHITECTURE]
+    ("page", "code"),
+    [block for block in blocks("python") if block.values[0].name != "architecture.md"],
 )
 def test_python_uses_names_that_exist(page: Path, code: str) -> None:
     tree = ast.parse(code)
@@ -187,9 +177,8 @@ def test_python_uses_names_that_exist(page: Path, code: str) -> None:
             verb = ast.unparse(node.func).removeprefix("edgekd.")
             assert verb in edgekd.__all__
             arguments = {keyword.arg: None for keyword in node.keywords if keyword.arg}
-            inspect.signature(getattr(importlib.import_module("edgekd.api"), verb)).bind(
-                *node.args, **arguments
-            )
+            signature = inspect.signature(getattr(importlib.import_module("edgekd.api"), verb))
+            signature.bind(*node.args, **arguments)
             if verb == "train":
                 assert set(arguments) <= set(TrainConfig.model_fields)
 
@@ -221,113 +210,72 @@ def test_exported_file_is_used_as_documented(
 
 def test_documented_resizing_is_edgekds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pixels the page prepares by hand are those of `Preprocess.pixels`."""
-    from edgekd.core.preprocess import Preprocess
-
-    code = next(
-        b.values[1]
-        for b in blocks("python")
-        if b.values[0].name == "export.md" and "crop_pct" in b.values[1]
-    )
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 101, 3), dtype=np.uint8)).save(
-        tmp_path / "picture.png"
-    )
+    code = block_of("export.md", "crop_pct").replace("picture.jpg", "picture.png")
+    prepare = code[code.index("image =") : code.index("session =")]
+    pixels = np.random.default_rng(0).integers(0, 256, (75, 101, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
     monkeypatch.chdir(tmp_path)
     for resize in ("squash", "crop"):
         rule = Preprocess(size=32, resize=resize, crop_pct=0.875, interpolation="bicubic")
-        prepare = code[code.index("image =") : code.index("session =")].replace(
-            "picture.jpg", "picture.png"
-        )
-        names: dict[str, Any] = {
-            "rule": rule.model_dump(),
-            "size": 32,
-            "resampling": Image.Resampling.BICUBIC,
-        }
+        names: dict[str, Any] = {"rule": rule.model_dump(), "size": 32}
+        names["resampling"] = Image.Resampling.BICUBIC
         exec("from PIL import Image, ImageOps\n" + prepare, names)
         expected = rule.pixels(Image.open("picture.png").convert("RGB"))
         assert np.array_equal(np.asarray(names["image"]), expected)
 
 
-def _run_blocks(page: str, marker: str) -> dict[str, Any]:
-    names: dict[str, Any] = {"__name__": "__main__"}
-    chosen = [
-        b.values[1] for b in blocks("python") if b.values[0].name == page and marker in b.values[1]
-    ]
-    assert len(chosen) == 1
-    exec(compile(chosen[0], page, "exec"), names)
-    return names
+def block_of(page: str, marker: str) -> str:
+    """The one Python block of a page that holds `marker`."""
+    pages = (block.values for block in blocks("python"))
+    [code] = [code for path, code in pages if path.name == page and marker in code]
+    return str(code)
 
 
-def test_documented_student_is_one() -> None:
-    from edgekd.distill.models.students import make_student
+def run_block(page: str, marker: str) -> None:
+    exec(compile(block_of(page, marker), page, "exec"), {"__name__": "__main__"})
 
-    _run_blocks("extend.md", "@register_model")
+
+def test_documented_extensions_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_block("extend.md", "@register_model")
     student = make_student("pocket", pretrained="scratch", dim=8)
     assert student.preprocess.size == 64
     assert student(torch.rand(2, 3, 64, 64)).shape == (2, 8)
-
-
-def test_documented_recipe_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, "text-first", None)  # so that it is gone afterwards
-    _run_blocks("extend.md", "RECIPES[")
-    recipe = get_recipe("text-first")
-    assert recipe.needs == {"embedding", "teacher", "bank", "labels"}
-
-
-def test_documented_term_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_block("extend.md", "RECIPES[")
+    assert get_recipe("text-first").needs == {"embedding", "teacher", "bank", "labels"}
     monkeypatch.setitem(TERMS, "length", TERMS["ce"])
-    _run_blocks("extend.md", "TERMS[")
-    recipe = get_recipe(
-        "vl2v-adip", {"distill": {"terms": {"length": {"weight": 0.1, "params": {"target": 2.0}}}}}
-    )
-    terms = {"length": recipe.stages[1].terms["length"]}
-    batch = Batch(
-        labels=torch.zeros(2, dtype=torch.int64), embedding=torch.tensor([[3.0, 4.0], [0.0, 1.0]])
-    )
-    loss, values = objective(batch, terms)
+    run_block("extend.md", "TERMS[")
+    own = {"length": {"weight": 0.1, "params": {"target": 2.0}}}
+    recipe = get_recipe("vl2v-adip", {"distill": {"terms": own}})
+    embedding = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    batch = Batch(labels=torch.zeros(2, dtype=torch.int64), embedding=embedding)
+    loss, values = objective(batch, {"length": recipe.stages[1].terms["length"]})
     assert values["length"].item() == pytest.approx((3**2 + 1) / 2)
     assert loss.item() == pytest.approx(0.5)
-
-
-def test_documented_embeddings_file_is_a_teacher(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from edgekd.distill.models.teachers import EmbeddingsTeacher, load_teacher
-
     monkeypatch.chdir(tmp_path)
-    _run_blocks("teachers.md", "np.savez")
+    run_block("teachers.md", "np.savez")
     teacher = load_teacher("embeddings:vendor.npz")
     assert isinstance(teacher, EmbeddingsTeacher)
     assert teacher.lookup(["photo/cat/1.jpg"]).shape == (1, 512)
     assert teacher.logit_scale == 100
 
 
-def test_settings_without_a_flag_are_those_of_the_page() -> None:
-    page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
-    table = page[page.index("| setting | meaning |") :].split("\n\n")[0]
+def test_tables_of_the_pages_state_what_holds() -> None:
+    def rows(page: str, pattern: str) -> list[Any]:
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        return re.findall(rf"^\| {pattern}", text, re.MULTILINE)
+
     command: Any = get_command(app)
     flags = {parameter.name for parameter in command.commands["train"].params}
-    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == (
-        TrainConfig.model_fields.keys() - flags
-    )
-
-
-def test_recipe_table_names_every_recipe() -> None:
-    page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
-    rows = dict(
-        re.findall(r"^\| `([\w-]+)` \| [^|]+ \| [^|]+ \| (linear|text|learned)", page, re.MULTILINE)
-    )
-    assert rows == {recipe.name: recipe.head for recipe in RECIPES.values()}
-
-
-def test_thresholds_agree_with_the_check() -> None:
-    from edgekd.export.parity import MAX_RELATIVE_ERROR, MIN_AGREEMENT
-
-    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
-    rows = re.findall(
-        r"^\| (fp32|fp16|int8|int8-weights|pal6|pal4) \| ([\d.]+) % \| ([\d.]*)", page, re.MULTILINE
-    )
-    assert {name: round(float(percent) / 100, 6) for name, percent, _ in rows} == MIN_AGREEMENT
-    assert {name: float(error) for name, _, error in rows if error} == MAX_RELATIVE_ERROR
+    text = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    table = text[text.index("| setting | meaning |") :].split("\n\n")[0]
+    without = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    assert without == TrainConfig.model_fields.keys() - flags
+    heads = dict(rows("train.md", r"`([\w-]+)` \| [^|]+ \| [^|]+ \| (linear|text|learned)"))
+    assert heads == {recipe.name: recipe.head for recipe in RECIPES.values()}
+    limits = rows("export.md", r"(fp32|fp16|int8|int8-weights|pal6|pal4) \| ([\d.]+) % \| ([\d.]*)")
+    assert {name: round(float(percent) / 100, 6) for name, percent, _ in limits} == MIN_AGREEMENT
+    assert {name: float(error) for name, _, error in limits if error} == MAX_RELATIVE_ERROR
 
 
 def test_the_site_builds_without_a_dead_link(tmp_path: Path) -> None:

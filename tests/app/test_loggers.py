@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+from device_fakes import BRIEF, be_brief
 from study_data import tiny_settings
 
 import edgekd
@@ -17,20 +18,6 @@ from edgekd.targets.timing import stopwatch
 
 Attached = dict[str, dict[str, set[str]]]
 """Service → kind → names of the files that it got."""
-
-
-class Artifact:
-    """Stands for `wandb.Artifact`."""
-
-    def __init__(self, name: str, type: str) -> None:
-        self.type, self.names = type, set[str]()
-
-    def add_file(self, path: str, name: str) -> None:
-        assert Path(path).is_file()
-        self.names.add(name)
-
-    def add_dir(self, path: str, name: str) -> None:
-        self.names |= {f"{name}/{file.name}" for file in Path(path).iterdir()}
 
 
 @pytest.fixture
@@ -41,54 +28,53 @@ def attached(monkeypatch: pytest.MonkeyPatch) -> Attached:
     def record(service: str, kind: str, names: set[str]) -> None:
         received[service].setdefault(kind, set()).update(names)
 
-    def log_files(_: str, folder: str, place: str) -> None:
-        kind, name = place.split("/", 1)
-        record("mlflow", kind, {f"{name}/{file.name}" for file in Path(folder).iterdir()})
+    def files_of(folder: str, place: str) -> set[str]:
+        return {f"{place}/{file.name}" for file in Path(folder).iterdir()}
 
-    class Logger:
-        run_id, service = "7", ""
+    def logger(service: str, **methods: Any) -> Any:
+        def settings(values: dict[str, Any]) -> None:
+            record(service, "settings", {f"recipe={values['recipe']}"})
 
-        def __init__(self, *_: object, id: str | None = None, run_id: str | None = None, **__: Any):
-            assert (id or run_id) in (None, "7")
-
-        @property
-        def experiment(self) -> SimpleNamespace:
-            return SimpleNamespace(
-                id="7",
-                log_artifact=self.log_artifact,
-                log_artifacts=log_files,
+        def make(*_: object, **__: Any) -> MagicMock:
+            return MagicMock(
+                run_id="7", experiment=MagicMock(id="7", **methods), log_hyperparams=settings
             )
 
-        def log_artifact(self, *given: Any) -> None:
-            raise NotImplementedError
+        return make
 
-        def log_hyperparams(self, values: dict[str, Any]) -> None:
-            record(self.service, "settings", {f"recipe={values['recipe']}"})
+    def to_wandb(artifact: Any, *_: Any, **__: Any) -> None:
+        record("wandb", artifact.type, artifact.names)
 
-        def log_metrics(self, values: dict[str, float], step: int) -> None:
-            pass
+    def to_mlflow(_: str, path: str, kind: str) -> None:
+        assert Path(path).is_file()
+        record("mlflow", kind, {Path(path).name})
 
-        def finalize(self, status: str) -> None:
-            pass
+    def folder_to_mlflow(_: str, folder: str, place: str) -> None:
+        kind, name = place.split("/", 1)
+        record("mlflow", kind, files_of(folder, name))
 
-    class WandbLogger(Logger):
-        service = "wandb"
+    class Artifact:
+        def __init__(self, name: str, type: str) -> None:
+            self.type, self.names = type, set[str]()
 
-        def log_artifact(self, *given: Any) -> None:
-            record("wandb", given[0].type, given[0].names)
+        def add_file(self, path: str, name: str) -> None:
+            assert Path(path).is_file()
+            self.names.add(name)
 
-    class MLFlowLogger(Logger):
-        service = "mlflow"
+        def add_dir(self, path: str, name: str) -> None:
+            self.names |= files_of(path, name)
 
-        def log_artifact(self, *given: Any) -> None:
-            assert Path(given[1]).is_file()
-            record("mlflow", given[2], {Path(given[1]).name})
-
-    wandb, loggers = ModuleType("wandb"), ModuleType("pytorch_lightning.loggers")
-    vars(wandb)["Artifact"] = Artifact
-    vars(loggers).update(WandbLogger=WandbLogger, MLFlowLogger=MLFlowLogger)
-    for module in (wandb, ModuleType("mlflow"), ModuleType("pytorch_lightning"), loggers):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    loggers = SimpleNamespace(
+        WandbLogger=logger("wandb", log_artifact=to_wandb),
+        MLFlowLogger=logger("mlflow", log_artifact=to_mlflow, log_artifacts=folder_to_mlflow),
+    )
+    for name, module in (
+        ("wandb", SimpleNamespace(Artifact=Artifact)),
+        ("mlflow", SimpleNamespace()),
+        ("pytorch_lightning", SimpleNamespace(loggers=loggers)),
+        ("pytorch_lightning.loggers", loggers),
+    ):
+        monkeypatch.setitem(sys.modules, name, module)
     return received
 
 
@@ -100,9 +86,8 @@ def test_every_verb_attaches_its_files(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("QUICK", "END_TO_END_QUICK"):
-        brief = replace(getattr(stopwatch, name), warmup_s=0.0, runs=8, seconds=0.1, limit_s=0.2)
-        monkeypatch.setattr(stopwatch, name, brief)
+    be_brief(monkeypatch)
+    monkeypatch.setattr(stopwatch, "END_TO_END_QUICK", BRIEF)
     data = make_domain_folder(tmp_path / "data", count=12)
     run = tmp_path / "run"
     edgekd.train(**tiny_settings(data, tiny_teacher), recipe="erm", logger="wandb,mlflow", out=run)

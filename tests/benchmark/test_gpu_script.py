@@ -22,9 +22,8 @@ if "benchmark" in sys.argv:
 TABLE = 'print("a GPU"); print("| who | p50 ms |"); print("| torch.compile | 1.0 |")'
 
 
-def gpu_all(
-    folder: Path, *, minutes: float, benchmark_seconds: float
-) -> subprocess.CompletedProcess[str]:
+def gpu_all(folder: Path, *, minutes: float, benchmark_seconds: float) -> list[str]:
+    """Run the script; return the lines about what failed."""
     (folder / "edgekd").mkdir()
     (folder / "edgekd" / "__init__.py").touch()
     command = COMMAND.format(benchmark_seconds=benchmark_seconds)
@@ -34,13 +33,11 @@ def gpu_all(
     done = folder / "run" / "artifacts" / "onnxruntime-fp32"
     done.mkdir(parents=True)
     (done / "artifact.json").touch()
-    return subprocess.run(
-        [sys.executable, "gpu_all.py", "run", "--minutes", str(minutes)],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(folder)},
-        capture_output=True,
-        text=True,
-    )
+    line = [sys.executable, "gpu_all.py", "run", "--minutes", str(minutes)]
+    path = os.environ | {"PYTHONPATH": str(folder)}
+    done = subprocess.run(line, cwd=folder, env=path, capture_output=True, text=True)
+    assert done.returncode == 1
+    return [line for line in done.stdout.splitlines() if line.startswith("failed:")]
 
 
 @pytest.mark.parametrize("slow", [False, True])
@@ -48,9 +45,7 @@ def test_a_step_that_fails_or_is_late_leaves_the_others_their_turn(
     tmp_path: Path, slow: bool
 ) -> None:
     minutes, seconds = (0.05, 60) if slow else (5, 0)
-    done = gpu_all(tmp_path, minutes=minutes, benchmark_seconds=seconds)
-    assert done.returncode == 1
-    failed = [line for line in done.stdout.splitlines() if line.startswith("failed:")]
+    failed = gpu_all(tmp_path, minutes=minutes, benchmark_seconds=seconds)
     assert "--target tensorrt --fp16: exit code 1" in failed[0]
     if not slow:
         assert len(failed) == 1

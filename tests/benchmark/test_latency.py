@@ -41,88 +41,50 @@ class FakeTime:
         return run_once
 
 
-@pytest.mark.parametrize(("ms", "runs"), [(2.0, 3000), (10.0, 600), (100.0, 128)])
-def test_both_runs_and_seconds_are_reached(ms: float, runs: int) -> None:
-    fake = FakeTime()
-    found = measure(fake.model(lambda _: ms), QUICK, clock=fake.clock)
-    assert len(found.samples_ms) == pytest.approx(runs, abs=QUICK.block_s * 1e3 / ms)
-    assert len(found.samples_ms) >= QUICK.runs
-    assert found.samples_ms.sum() >= QUICK.seconds * 1e3
-    assert found.complete
-    assert found.settled
+def test_runs_and_seconds_are_reached_within_limits() -> None:
+    def measured(ms: Callable[[int], float], protocol: Protocol = QUICK) -> LatencySamples:
+        fake = FakeTime()
+        return measure(fake.model(ms), protocol, clock=fake.clock)
 
-
-@pytest.mark.parametrize(("ms", "runs"), [(1.0, 3000), (10.0, 300), (200.0, 50)])
-def test_warm_up_reaches_both_runs_and_seconds(ms: float, runs: int) -> None:
-    fake = FakeTime()
-    found = measure(fake.model(lambda _: ms), FULL, clock=fake.clock)
-    assert found.warmup_runs == runs
-    assert found.warmup_s == pytest.approx(runs * ms / 1e3)
-
-
-def test_warm_up_waits_until_it_settles() -> None:
-    fake = FakeTime()
-    found = measure(
-        fake.model(lambda query: 10.0 if query >= 100 else 20.0 - query * 0.1),
-        QUICK,
-        clock=fake.clock,
-    )
+    for ms, runs in ((10.0, 600), (100.0, 128)):
+        found = measured(lambda _, ms=ms: ms)  # type: ignore[misc]
+        assert len(found.samples_ms) == pytest.approx(runs, abs=QUICK.block_s * 1e3 / ms)
+        assert len(found.samples_ms) >= QUICK.runs
+        assert found.samples_ms.sum() >= QUICK.seconds * 1e3
+        assert found.complete
+        assert found.settled
+    found = measured(lambda query: 10.0 if query >= 100 else 20.0 - query * 0.1)
     assert found.settled
     assert 150 < found.warmup_runs < 300
     assert found.samples_ms.max() < 11
     assert found.first_ms == 20.0
-
-
-def test_a_model_that_never_settles_is_bounded_and_marked() -> None:
-    fake = FakeTime()
-    found = measure(fake.model(lambda query: 5.0 * 1.01 ** (query // 2)), QUICK, clock=fake.clock)
+    found = measured(lambda query: 5.0 * 1.01 ** (query // 2))
     assert not found.settled
     assert found.warmup_s == pytest.approx(QUICK.warmup_limit_s, rel=0.1)
-
-
-def test_a_very_slow_model_ends_at_the_limit_and_is_marked() -> None:
-    fake = FakeTime()
-    found = measure(fake.model(lambda _: 2000.0), QUICK, clock=fake.clock)
+    found = measured(lambda _: 2000.0)
     assert len(found.samples_ms) == 30
     assert not found.complete
+    found = measured(lambda _: 200.0, FULL)
+    assert (found.warmup_runs, found.warmup_s) == (50, pytest.approx(10.0))
+    # No sample is left out, and queries run on from the warm-up.
+    seen: list[int] = []
+    found = measured(lambda query: seen.append(query) or (500.0 if query == 500 else 10.0))
+    assert seen == list(range(found.warmup_runs + len(found.samples_ms)))
+    assert found.samples_ms.max() == 500.0
 
 
 def test_settled_compares_the_last_two_windows() -> None:
-    assert settled([100] * 50)
-    assert settled([900] * 40 + [100] * 50)
-    assert not settled([104] * 25 + [100] * 25)
-    assert settled([101] * 25 + [100] * 25)
+    for times in ([100] * 50, [900] * 40 + [100] * 50, [101] * 25 + [100] * 25):
+        assert settled(times)
     # From 100 runs on a window is a quarter of them.
-    assert not settled([900] * 100 + [100] * 50 + [104] * 50)
-    assert not settled([7])
-
-
-def test_no_sample_is_left_out_and_queries_run_on() -> None:
-    fake = FakeTime()
-    seen: list[int] = []
-
-    def run_once(query: int) -> None:
-        seen.append(query)
-        fake.now += 50_000_000 if query == 60 else 10_000_000
-
-    found = measure(run_once, QUICK, clock=fake.clock)
-    assert seen == list(range(found.warmup_runs + len(found.samples_ms)))
-    assert found.samples_ms.max() == (50.0 if found.warmup_runs <= 60 else 10.0)
-    outlier = measure(
-        lambda query: setattr(fake, "now", fake.now + (500 if query == 500 else 10) * 1_000_000),
-        QUICK,
-        clock=fake.clock,
-    )
-    assert outlier.samples_ms.max() == 500.0
+    for times in ([104] * 25 + [100] * 25, [900] * 100 + [100] * 50 + [104] * 50, [7]):
+        assert not settled(times)
 
 
 def test_models_take_turns_by_blocks() -> None:
     fake = FakeTime()
-    found = measure_interleaved(
-        {"a": fake.model(lambda _: 5.0, "a"), "b": fake.model(lambda _: 10.0, "b")},
-        QUICK,
-        clock=fake.clock,
-    )
+    models = {"a": fake.model(lambda _: 5.0, "a"), "b": fake.model(lambda _: 10.0, "b")}
+    found = measure_interleaved(models, QUICK, clock=fake.clock)
     measured = fake.calls[found["a"].warmup_runs + found["b"].warmup_runs :]
     turns = [measured[0]] + [now for before, now in pairwise(measured) if now != before]
     assert turns == ["a", "b"] * 20
@@ -152,27 +114,16 @@ def samples(values: list[float], first_ms: float = 9.0, complete: bool = True) -
 
 
 def test_summary_by_hand() -> None:
-    numbers = summarise(
-        [
-            samples([1.0, 2.0, 3.0, 4.0]),
-            samples([5.0, 6.0, 7.0, 8.0, 9.0, 10.0], 11.0, complete=False),
-        ]
-    )
-    assert (numbers["p50_ms"], numbers["p90_ms"], numbers["mean_ms"], numbers["n"]) == (
-        5.0,
-        9.0,
-        5.5,
-        10,
-    )
+    rest = samples([5.0, 6.0, 7.0, 8.0, 9.0, 10.0], 11.0, complete=False)
+    numbers = summarise([samples([1.0, 2.0, 3.0, 4.0]), rest])
+    assert [numbers[name] for name in ("p50_ms", "p90_ms", "mean_ms", "n")] == [5.0, 9.0, 5.5, 10]
     assert numbers["cv"] == pytest.approx(8.25**0.5 / 5.5)
     assert numbers["seconds"] == pytest.approx(0.055)
     assert numbers["first_ms"] == 10.0
     assert numbers["p50_per_process_ms"] == [2.0, 7.0]
     assert numbers["settled"]
     assert not numbers["complete"]
-
-
-def test_p99_only_with_enough_samples() -> None:
+    # p99 only with enough samples.
     assert summarise([samples([1.0] * 2000)])["p99_ms"] is None
     values = np.tile(np.arange(100.0), 2704)  # 270,400 samples
     many = LatencySamples(values, np.arange(len(values)) // 30_000, 1.0, 50, 3.0, True, True)
@@ -189,7 +140,7 @@ def work_1_ms() -> None:
 
 
 def against_a_bare_loop(model: Callable[[], None]) -> float:
-    """Median latency by the harness over that of a bare loop with the same clock, which take turns; of 15 rounds."""
+    """Median latency by the harness over that of a bare loop; the two take turns for 15 rounds."""
     brief = Protocol("quick", 2, 0.0, 0.01, 40, 0.0, 5.0, 0.01, 1)
     ratios = []
     for _ in range(15):

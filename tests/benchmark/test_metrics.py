@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -35,43 +34,18 @@ def test_accuracy_by_hand() -> None:
     assert metrics.worst_class(FOUR, without)[0] == 1
 
 
-def test_nll_and_brier_by_hand() -> None:
-    nll = -sum(math.log(p) for p in (0.7, 0.3, 0.5, 0.8)) / 4
-    assert metrics.nll(FOUR, LABELS) == pytest.approx(nll, rel=1e-6)
-    squares = (0.09 + 0.04 + 0.01, 0.36 + 0.49 + 0.01, 0.04 + 0.25 + 0.09, 0.01 + 0.01 + 0.04)
-    assert metrics.brier(FOUR, LABELS) == pytest.approx(sum(squares) / 4, rel=1e-6)
-
-
-def test_ece_by_hand() -> None:
-    # Five bins of 0.2: 0.5 falls into the third, 0.7 and 0.65 into the fourth, 0.8+ into the last.
-    logits = logits_of([[0.7, 0.3], [0.65, 0.35], [0.9, 0.1], [0.95, 0.05], [0.55, 0.45]])
-    labels = np.array([0, 1, 0, 0, 1])
-    fourth = abs(1 - 1.35)
-    fifth = abs(2 - 1.85)
-    third = abs(0 - 0.55)
-    assert metrics.ece(logits, labels, bins=5) == pytest.approx(
-        (third + fourth + fifth) / 5, rel=1e-5
-    )
-
-
-def test_ece_bins_are_closed_on_the_right() -> None:
+def test_calibration_errors_by_hand() -> None:
     # Confidence exactly 0.5 belongs to (0, 0.5]; with 0.75 in the same bin the errors would cancel to 0.125.
     logits = np.array([[0.0, 0.0], [math.log(3), 0.0]])
     assert metrics.ece(logits, np.array([0, 1]), bins=2) == pytest.approx((0.5 + 0.75) / 2)
-
-
-def test_adaptive_ece_by_hand() -> None:
     logits = logits_of([[0.95, 0.05], [0.6, 0.4], [0.9, 0.1], [0.7, 0.3]])
-    labels = np.array([0, 0, 1, 1])
     # Sorted by confidence: 0.6 right, 0.7 wrong | 0.9 wrong, 0.95 right.
     expected = (abs(1 - 1.3) + abs(1 - 1.85)) / 4
-    assert metrics.adaptive_ece(logits, labels, bins=2) == pytest.approx(expected, rel=1e-5)
-
-
-def test_large_logits_stay_finite() -> None:
-    logits = np.array([[5e4, 0.0], [0.0, 5e4]], dtype=np.float32)
-    assert metrics.nll(logits, np.array([0, 0])) == pytest.approx(2.5e4)
-    assert metrics.brier(logits, np.array([0, 0])) == pytest.approx(1.0)
+    found = metrics.adaptive_ece(logits, np.array([0, 0, 1, 1]), bins=2)
+    assert found == pytest.approx(expected, rel=1e-5)
+    large = np.array([[5e4, 0.0], [0.0, 5e4]], dtype=np.float32)
+    assert metrics.nll(large, np.array([0, 0])) == pytest.approx(2.5e4)
+    assert metrics.brier(large, np.array([0, 0])) == pytest.approx(1.0)
 
 
 def test_against_scikit_learn() -> None:
@@ -93,12 +67,6 @@ KNOWN = np.array([0.9, 0.8, 0.6, 0.6])
 UNKNOWN = np.array([0.7, 0.6, 0.1])
 
 
-def cases() -> list[tuple[np.ndarray, np.ndarray]]:
-    rng = np.random.default_rng(5)
-    sizes = ((40, 25), (7, 90), (1, 1), (203, 1))
-    return [(rng.normal(0.7, 1, n), rng.normal(0, 1, m)) for n, m in sizes]
-
-
 def test_detection_by_hand() -> None:
     # Of 12 pairs: 0.9 and 0.8 win 3 each; each 0.6 beats 0.1, ties with 0.6, loses to 0.7.
     assert auroc(KNOWN, UNKNOWN) == pytest.approx((3 + 3 + 1.5 + 1.5) / 12)
@@ -108,14 +76,14 @@ def test_detection_by_hand() -> None:
     assert average_precision(-UNKNOWN, -KNOWN) == pytest.approx((1 + 2 / 4 + 3 / 5) / 3)
     # All four known images must pass, so the threshold is 0.6, which 0.7 and the tied 0.6 pass too.
     assert fpr_at_95(KNOWN, UNKNOWN) == pytest.approx(2 / 3)
-
-
-def test_nineteen_of_twenty_known_images_are_enough() -> None:
-    known = np.arange(20, dtype=float)
-    assert fpr_at_95(known, np.array([0.0, 0.5, 1.0, 30.0])) == 0.5
-    assert fpr_at_95(np.arange(21, dtype=float), np.array([0.5, 1.0])) == 0.5, (
-        "19 of 21 would be fewer than 95 %"
-    )
+    # 19 of 20 are enough; 19 of 21 would be fewer than 95 %.
+    known = np.arange(21, dtype=float)
+    assert fpr_at_95(known[:20], np.array([0.0, 0.5, 1.0, 30.0])) == 0.5
+    assert fpr_at_95(known, np.array([0.5, 1.0])) == 0.5
+    for measure in (auroc, average_precision):
+        for one, other in ((KNOWN, KNOWN[:0]), (KNOWN[:0], UNKNOWN)):
+            with pytest.raises(ValueError, match="known and unknown"):
+                measure(one, other)
 
 
 def test_a_constant_score_detects_nothing() -> None:
@@ -136,20 +104,8 @@ def test_draws_spread_as_by_delong() -> None:
     draws = auroc_draws(known, unknown)
     assert draws.std() == pytest.approx(expected, rel=0.06)
     assert draws.mean() == pytest.approx(auroc(known, unknown), abs=0.002)
-
-
-def test_draws_of_two_models_are_paired() -> None:
-    known, unknown = cases()[0]
-    shift = auroc_draws(known, unknown) - auroc_draws(2 * known + 1, 2 * unknown + 1)
-    assert np.abs(shift).max() == 0.0, "the same order gives the same draws"
-
-
-@pytest.mark.parametrize("measure", [auroc, average_precision])
-def test_one_group_alone_has_no_number(measure: Callable[..., float]) -> None:
-    some, none = np.array([0.1, 0.9]), np.empty(0)
-    for known, unknown in ((some, none), (none, some)):
-        with pytest.raises(ValueError, match="known and unknown"):
-            measure(known, unknown)
+    paired = auroc_draws(2 * known + 1, 2 * unknown + 1)
+    assert np.array_equal(draws, paired), "the same order gives the same draws"
 
 
 def test_percentile_is_a_real_sample() -> None:
@@ -157,21 +113,13 @@ def test_percentile_is_a_real_sample() -> None:
     assert intervals.percentile(samples, 50) == 5.0
     assert intervals.percentile(samples, 90) == 9.0
     assert intervals.percentile(samples, 91) == 10.0
+    # MLPerf's table of the queries that a percentile needs.
+    assert [intervals.queries_to_claim(q) for q in (90, 99)] == [24_576, 270_336]
 
 
 def _intervals(*data: object, replicates: int = 1000) -> list[tuple[float, float]]:
     draws = intervals.percentile_draws(*data, replicates=replicates)  # type: ignore[arg-type]
     return [intervals.interval_of(column) for column in draws.T]
-
-
-def test_interval_covers_the_true_median_of_independent_samples() -> None:
-    covered = 0
-    for trial in range(100):
-        samples = np.random.default_rng(trial).exponential(size=600)
-        blocks = np.arange(600) // 10
-        [(low, high)] = _intervals(samples, blocks, np.zeros(600, int), (50,), replicates=300)
-        covered += low <= math.log(2) <= high
-    assert covered >= 88
 
 
 def test_interval_width_matches_the_asymptotic_standard_error() -> None:
@@ -203,13 +151,6 @@ def test_processes_are_drawn_before_blocks() -> None:
     assert high > 12.9
 
 
-@pytest.mark.parametrize(
-    ("q", "queries"), [(90, 24_576), (95, 57_344), (97, 90_112), (99, 270_336)]
-)
-def test_queries_to_claim_is_mlperfs_table(q: float, queries: int) -> None:
-    assert intervals.queries_to_claim(q) == queries
-
-
 def test_wilson_interval_of_published_values() -> None:
     # Newcombe 1998, table I: 81 of 263 and 0 of 20.
     assert statistics.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
@@ -225,15 +166,12 @@ def test_paired_interval_matches_a_plain_bootstrap_over_images() -> None:
     plain = (first[draws].mean(axis=1) - second[draws].mean(axis=1)).astype(float)
     low, high = statistics.paired_interval([(first, second)])
     assert (low, high) == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.006)
-
-
-def test_paired_interval_averages_suites_without_weights() -> None:
-    always, never = np.ones(10, bool), np.zeros(10, bool)
-    many = np.ones(1000, bool)
+    # Suites are averaged without weights.
+    always, never, many = np.ones(10, bool), np.zeros(10, bool), np.ones(1000, bool)
     assert statistics.paired_interval([(always, never), (many, many)]) == (0.5, 0.5)
 
 
-@pytest.mark.parametrize(("won", "lost"), [(0, 0), (5, 5), (1, 0), (6, 1), (2, 9), (0, 8)])
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (5, 5), (2, 9), (0, 8)])
 def test_mcnemar_is_the_exact_sign_test(won: int, lost: int) -> None:
     first = np.array([True] * won + [False] * lost + [True] * 20)
     second = np.array([False] * won + [True] * lost + [True] * 20)

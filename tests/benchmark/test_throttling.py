@@ -22,7 +22,7 @@ from edgekd.targets.agent.job import read_job
 from edgekd.targets.devices.result import Clocked, Energy
 from edgekd.targets.timing import energy
 from edgekd.targets.timing.energy import Meter, Sensor, Source, open_sensor
-from edgekd.targets.timing.stopwatch import LatencySamples, Protocol, measure, measure_interleaved
+from edgekd.targets.timing.stopwatch import LatencySamples, Protocol, measure_interleaved
 
 
 def write(root: Path, place: str, **files: str) -> Path:
@@ -32,21 +32,6 @@ def write(root: Path, place: str, **files: str) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text + "\n")
     return folder
-
-
-NOTHING = {
-    "temperature_c": None,
-    "throttle_count": None,
-    "throttle_flags": None,
-    "power_mode": None,
-}
-
-
-def tool(folder: Path, name: str, text: str) -> None:
-    folder.mkdir(exist_ok=True)
-    path = folder / name
-    path.write_text(f"#!/bin/sh\nprintf '{text}'\n")
-    path.chmod(0o755)
 
 
 def test_an_x86_machine_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,15 +51,16 @@ def test_an_x86_machine_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     found.pop("load_average")
     assert found == {"cpu_mhz": 2400, "temperature_c": 67.5, "throttle_count": 17, "throttle_flags": None,
                      "power_mode": "balanced"}  # fmt: skip
-
-
-def test_boards_by_their_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert {key: machine.state(tmp_path)[key] for key in NOTHING} == NOTHING
-    tool(tmp_path / "bin", "vcgencmd", "throttled=0x50000\\n")
-    tool(tmp_path / "bin", "nvpmodel", "NV Power Mode: MAXN\\n0\\n")
-    found = machine.state(tmp_path)
+    # Boards have tools instead.
+    for name, text in (("vcgencmd", "throttled=0x50000"), ("nvpmodel", "NV Power Mode: MAXN\\n0")):
+        (tmp_path / name).write_text(f"#!/bin/sh\nprintf '{text}\\n'\n")
+        (tmp_path / name).chmod(0o755)
+    found = machine.state(tmp_path / "nothing")
     assert (found["throttle_flags"], found["power_mode"]) == ("0x50000", "MAXN")
+    assert found["temperature_c"] is found["throttle_count"] is None
+
+
+NOTHING = dict.fromkeys(("temperature_c", "throttle_count", "throttle_flags", "power_mode"))
 
 
 def remarks(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -85,10 +71,7 @@ def test_throttling_while_measuring_is_noted() -> None:
     [said] = remarks(
         {"throttle_count": 5, "temperature_c": 60.0}, {"throttle_count": 7, "temperature_c": 91.5}
     )
-    assert (
-        "The processor throttled 2 times while measuring (temperature 60 °C before, 91.5 °C after)"
-        in said
-    )
+    assert "The processor throttled 2 times while measuring (temperature 60 °C before" in said
     [said] = remarks({"power_mode": "MAXN"}, {"power_mode": "15W"})
     assert "from power mode MAXN to 15W" in said
     facts = {"device": "pi", "before": NOTHING | {"throttle_flags": "0x10000"}}
@@ -96,17 +79,8 @@ def test_throttling_while_measuring_is_noted() -> None:
     # Bit 18 is new, bit 1 is raised now, bit 16 was there before.
     [said] = throttle_notes({"before": NOTHING, "after": NOTHING, "devices": [facts]})
     assert said.startswith("Device pi reports a capped frequency, throttling while measuring")
-
-
-def test_what_was_so_before_is_not_noted() -> None:
     same = {"throttle_count": 5, "throttle_flags": "0x50000", "power_mode": "MAXN"}
     assert remarks(same, same) == remarks({}, same) == remarks(same, {}) == []
-    old = {
-        "temperature_c": None,
-        "load_average": 0.1,
-        "cpu_mhz": None,
-    }  # of an agent that did not ask
-    assert list(throttle_notes({"before": old, "after": old})) == []
 
 
 RULE = Protocol("quick", 5, 0.0, 1.0, 10, 0.5, 10.0, 0.1, 1)
@@ -127,9 +101,7 @@ class Time:
         self.now += seconds
 
 
-def test_rapl_adds_packages_and_memory_and_unwraps_counters(
-    tmp_path: Path,
-) -> None:
+def test_rapl_adds_packages_and_memory_and_unwraps_counters(tmp_path: Path) -> None:
     first = write(tmp_path, "class/powercap/intel-rapl:0", name="package-0", energy_uj="9000000",
                   max_energy_range_uj="10000000")  # fmt: skip
     dram = write(tmp_path, "class/powercap/intel-rapl:0:1", name="dram", energy_uj="500000",
@@ -160,30 +132,16 @@ def test_jetson_rails(tmp_path: Path) -> None:
     meter.begin()
     clock.pass_(2.0)
     (folder / "curr1_input").write_text("2000")
-    assert meter.end() == (
-        pytest.approx((6.0 + 10.0) / 2 * 2.0),
-        2.0,
-    )  # the trapezoid between 6 W and 10 W
-
-
-def test_the_older_jetson_driver(tmp_path: Path) -> None:
-    write(tmp_path, "bus/i2c/drivers/ina3221x/6-0040/iio:device0", rail_name_0="POM_5V_IN", in_power0_input="4250",
-          rail_name_1="POM_5V_CPU", in_power1_input="900")  # fmt: skip
-    sensor = open_sensor("ina", tmp_path)
+    assert meter.end() == (pytest.approx((6.0 + 10.0) / 2 * 2.0), 2.0)  # between 6 W and 10 W
+    # The older driver.
+    older = {"rail_name_0": "POM_5V_IN", "in_power0_input": "4250", "rail_name_1": "POM_5V_CPU",
+             "in_power1_input": "900"}  # fmt: skip
+    write(tmp_path / "older", "bus/i2c/drivers/ina3221x/6-0040/iio:device0", **older)
+    sensor = open_sensor("ina", tmp_path / "older")
     assert (sensor.covers, sensor.sources[0].read()) == ("rail POM_5V_IN", pytest.approx(4.25))
 
 
-def test_a_battery_only_while_it_feeds_the_device(tmp_path: Path) -> None:
-    folder = write(tmp_path, "class/power_supply/BAT0", type="Battery", status="Discharging", current_now="-400000",
-                   voltage_now="3850000")  # fmt: skip
-    write(tmp_path, "class/power_supply/AC", type="Mains")
-    assert open_sensor("battery", tmp_path).sources[0].read() == pytest.approx(0.4 * 3.85)
-    (folder / "status").write_text("Charging")
-    with pytest.raises(EdgekdError, match="BAT0 is charging"):
-        open_sensor("battery", tmp_path)
-
-
-def test_sensors_that_are_not_there_are_refused(
+def test_sensors_that_cannot_be_read_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("rapl", "ina", "battery"):
@@ -194,6 +152,14 @@ def test_sensors_that_are_not_there_are_refused(
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(EdgekdError, match="nvidia-ml-py"):
         open_sensor("nvml")
+    # A battery only while it feeds the device.
+    battery = {"type": "Battery", "current_now": "-400000", "voltage_now": "3850000"}
+    folder = write(tmp_path, "class/power_supply/BAT0", status="Discharging", **battery)
+    write(tmp_path, "class/power_supply/AC", type="Mains")
+    assert open_sensor("battery", tmp_path).sources[0].read() == pytest.approx(0.4 * 3.85)
+    (folder / "status").write_text("Charging")
+    with pytest.raises(EdgekdError, match="BAT0 is charging"):
+        open_sensor("battery", tmp_path)
 
     def refused() -> float:
         raise PermissionError(13, "Permission denied", "/sys/class/powercap/intel-rapl:0/energy_uj")
@@ -217,11 +183,8 @@ def test_nvml_by_the_names_of_its_package(monkeypatch: pytest.MonkeyPatch) -> No
     )
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     sensor = open_sensor("nvml")
-    assert (sensor.covers, sensor.sources[0].counts, sensor.sources[0].read()) == (
-        "board Board 1",
-        True,
-        12.5,
-    )
+    assert (sensor.covers, sensor.sources[0].counts) == ("board Board 1", True)
+    assert sensor.sources[0].read() == 12.5
 
     def older(board: object) -> int:
         raise NVMLError("Not Supported")
@@ -229,23 +192,6 @@ def test_nvml_by_the_names_of_its_package(monkeypatch: pytest.MonkeyPatch) -> No
     fake.nvmlDeviceGetTotalEnergyConsumption = older
     sensor = open_sensor("nvml")
     assert (sensor.sources[0].counts, sensor.sources[0].read()) == (False, 61.0)
-
-
-def steady(watts: float, clock: Time) -> Meter:
-    """A counter that rises by `watts` joules a second."""
-    return Meter(Sensor("rapl", "a test", (Source(lambda: watts * clock.now, True),)), clock)
-
-
-def test_idle_power_and_the_energy_of_the_measured_blocks_alone() -> None:
-    clock = Time()
-    meter = steady(3.0, clock)
-    meter.rest(2.0, clock.pass_)
-    assert meter.idle_w == pytest.approx(3.0)
-    samples = measure(lambda _: clock.pass_(0.02), RULE, clock=clock.nanoseconds, meter=meter)
-    # The warm-up is outside: 0.5 s measured in blocks of 0.1 s, at 3 W.
-    assert samples.metered_s == pytest.approx(0.02 * len(samples.samples_ms))
-    assert samples.joules == pytest.approx(3.0 * samples.metered_s)
-    assert measure(lambda _: clock.pass_(0.02), RULE, clock=clock.nanoseconds).joules is None
 
 
 def test_models_that_take_turns_get_their_own_energy() -> None:
@@ -261,13 +207,13 @@ def test_models_that_take_turns_get_their_own_energy() -> None:
         return run
 
     found = measure_interleaved(
-        {"a": model(0.02, 5.0), "b": model(0.05, 2.0)},
-        RULE,
-        clock=clock.nanoseconds,
-        meter=meter,
+        {"a": model(0.02, 5.0), "b": model(0.05, 2.0)}, RULE, clock=clock.nanoseconds, meter=meter
     )
-    for name, joules_each in (("a", 0.1), ("b", 0.1)):
-        assert found[name].joules == pytest.approx(joules_each * len(found[name].samples_ms))
+    for one in found.values():  # the warm-up is outside
+        assert one.joules == pytest.approx(0.1 * len(one.samples_ms))
+    drawn["joules"] = 0.0
+    meter.rest(2.0, lambda seconds: model(seconds, 3.0)(0))
+    assert meter.idle_w == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize(("idle_w", "above"), [(2.0, (80.0 - 40.0) / 400), (None, None)])

@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
-import socket
 import tempfile
 import threading
 import time
@@ -24,8 +22,8 @@ from safetensors.torch import save_file
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from edgekd.core import hub
-from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.core.files import disk_errors, replacing, scratch_folder, short_hash, sweep, write_text
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import disk_errors, replacing, scratch_folder, short_hash, sweep
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import sha256_file
 from edgekd.core.tensors import read_tensors, write_tensors
@@ -41,27 +39,16 @@ def test_a_file_appears_whole_and_alone(tmp_path: Path) -> None:
         scratch.write_text("half")
         assert not path.exists()
         scratch.write_text("whole")
+    with contextlib.suppress(RuntimeError), replacing(path) as scratch:
+        scratch.write_text("new")
+        raise RuntimeError("stop")
     assert path.read_text() == "whole"
     assert names(path.parent) == ["a.txt"]
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_scrap(tmp_path: Path) -> None:
-    write_text(tmp_path / "a.txt", "old")
-    with contextlib.suppress(RuntimeError), replacing(tmp_path / "a.txt") as scratch:
-        scratch.write_text("new")
-        raise RuntimeError("stop")
-    assert (tmp_path / "a.txt").read_text() == "old"
-    assert names(tmp_path) == ["a.txt"]
-
-
 def test_only_old_scraps_of_the_very_path_are_swept(tmp_path: Path) -> None:
-    scraps = [
-        ".tmp-0123456789ab-a",
-        ".tmp-0123456789ab-ba",
-        ".tmp-0123456789ab-a-old",
-        ".tmp-a",
-        "a",
-    ]
+    tmp = ".tmp-0123456789ab"
+    scraps = [f"{tmp}-a", f"{tmp}-ba", f"{tmp}-a-old", ".tmp-a", "a"]
     for age, left in ((0, scraps), (3600, scraps), (1e6, scraps[1:])):
         for name in scraps:
             (tmp_path / name).write_text("half")
@@ -70,18 +57,13 @@ def test_only_old_scraps_of_the_very_path_are_swept(tmp_path: Path) -> None:
         assert names(tmp_path) == sorted(left)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM],
-)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
 def test_a_full_or_locked_disk_is_an_error_of_its_own(tmp_path: Path, number: int) -> None:
     with pytest.raises(EdgekdError) as caught, disk_errors(tmp_path):
         raise OSError(number, os.strerror(number))
     assert str(tmp_path) in caught.value.message
     assert caught.value.hint
-
-
-def test_a_full_disk_under_a_copied_folder_is_reported_too(tmp_path: Path) -> None:
+    # As shutil reports it of a whole folder.
     collected = shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")])
     with pytest.raises(EdgekdError, match=r"The disk holding .* is full"), disk_errors(tmp_path):
         raise collected
@@ -121,20 +103,6 @@ def test_equal_tensors_and_facts_are_equal_bytes(tmp_path: Path) -> None:
     assert read_tensors(tmp_path / "plain", "tensors")[1] == {}
 
 
-def test_hashes(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    assert sha256_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
-    assert short_hash("a", "bc") != short_hash("ab", "c")
-    assert len(short_hash("a")) == 16
-
-
-def test_the_closest_word_or_all_of_them() -> None:
-    assert did_you_mean("mobilnetv3", ["mobilenetv3", "resnet18"]) == 'Did you mean "mobilenetv3"?'
-    assert did_you_mean("zzz", ["b", "a"]) == "Known: a, b."
-    many = did_you_mean("zzz", [f"w{i:02d}" for i in range(20)])
-    assert many.endswith("w11, ….")
-
-
 @pytest.fixture
 def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No proxy, no memory of earlier answers, and the switch of the hub client put back afterwards."""
@@ -147,50 +115,27 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     hub.hub_reachable.cache_clear()
 
 
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(params=[200, 405])
-def endpoint(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize("status", [200, 405, None, "nowhere.invalid", "no address"])
+def test_any_answer_is_reachable_and_none_sends_the_client_to_its_cache(
+    status: int | str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Answer(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
-            self.send_response(request.param)
+            self.send_response(int(status or 0))
             self.end_headers()
 
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-@pytest.mark.usefixtures("online")
-def test_any_answer_is_reachable(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    assert hub.hub_reachable()
+        address = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        if status is None:
+            server.socket.close()
+        monkeypatch.setattr(constants, "ENDPOINT", status if isinstance(status, str) else address)
+        assert hub.hub_reachable() is isinstance(status, int)
     hub.prefer_local_cache()
-    assert not constants.HF_HUB_OFFLINE
-
-
-@pytest.mark.usefixtures("online")
-@pytest.mark.parametrize(
-    "address", ["http://127.0.0.1:{port}", "http://nowhere.invalid", "no address"]
-)
-def test_no_answer_is_unreachable_and_sends_the_client_to_its_cache(
-    address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", address.format(port=closed_port()))
-    assert not hub.hub_reachable()
-    hub.prefer_local_cache()
-    assert constants.HF_HUB_OFFLINE
-
-
-@pytest.mark.usefixtures("online")
-def test_offline_by_choice_sends_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert constants.HF_HUB_OFFLINE is not isinstance(status, int)
+    # Offline by choice sends no request.
+    hub.hub_reachable.cache_clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("a request was made"))
     assert not hub.hub_reachable()
@@ -203,17 +148,7 @@ def picture(width: int, height: int) -> Image.Image:
     return Image.fromarray((127.5 + 127.5 * waves).astype(np.uint8))
 
 
-def test_squash_is_pillows_resize() -> None:
-    image = picture(50, 31)
-    made = Preprocess(size=24).pixels(image)
-    assert made.shape == (24, 24, 3)
-    assert made.dtype == np.uint8
-    assert np.array_equal(made, np.asarray(image.resize((24, 24), Image.Resampling.BICUBIC)))
-
-
-@pytest.mark.parametrize(
-    "size", [(60, 40), (40, 60), (48, 48), (97, 40), (40, 97), (33, 50), (51, 67), (200, 31)]
-)
+@pytest.mark.parametrize("size", [(60, 40), (48, 48), (40, 97), (33, 50), (51, 67), (200, 31)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_crop_is_torchvisions_resize_and_centre_crop(
     size: tuple[int, int], interpolation: str
@@ -232,21 +167,12 @@ def test_the_hash_changes_with_every_field() -> None:
         {"mean": (0.5, 0.5, 0.5)}, {"std": (0.5, 0.5, 0.5)},
     ]  # fmt: skip
     assert len({base.hash, *(base.model_copy(update=change).hash for change in changes)}) == 7
+    assert short_hash("a", "bc") != short_hash("ab", "c")
     assert Preprocess.model_validate_json(base.model_dump_json()) == base
-
-
-@pytest.mark.parametrize(
-    "field",
-    [
-        {"size": 15},
-        {"size": 5000},
-        {"crop_pct": 0.0},
-        {"crop_pct": 1e-3},  # would resize to 1,000 times the size first
-        {"interpolation": "lanczos"},
-        {"std": (0.5, 0.0, 0.5)},
-        {"mean": (0.5, float("nan"), 0.5)},
-    ],
-)
-def test_senseless_numbers_are_refused(field: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
-        Preprocess.model_validate({"size": 32} | field)
+    senseless: list[dict[str, Any]] = [
+        {"size": 15}, {"size": 5000}, {"crop_pct": 0.0}, {"interpolation": "lanczos"}, {"std": (0.5, 0.0, 0.5)},
+        {"mean": (0.5, float("nan"), 0.5)}, {"crop_pct": 1e-3},  # would resize to 1,000 times the size first
+    ]  # fmt: skip
+    for field in senseless:
+        with pytest.raises(ValidationError):
+            Preprocess.model_validate({"size": 32} | field)

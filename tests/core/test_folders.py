@@ -22,10 +22,10 @@ def make_run(folder: Path, *names: str) -> Path:
     return folder
 
 
-def make_report(folder: Path, text: str = "{}") -> Path:
+def make_report(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "report.json").write_text(json.dumps({"schema_version": 1, "summary": []}))
-    (folder / "report.md").write_text(text)
+    (folder / "report.md").touch()
     return folder
 
 
@@ -105,29 +105,20 @@ def test_a_run_that_fails_before_it_trains_leaves_no_obstacle(tmp_path: Path) ->
     assert names(out) == {"notes.txt"}
 
 
-def test_clearing_a_run_keeps_what_is_not_of_edgekd(tmp_path: Path) -> None:
+@pytest.mark.parametrize("used", ["csv", "tensorboard"])
+def test_clearing_a_run_keeps_what_is_not_of_edgekd(tmp_path: Path, used: str) -> None:
     out = make_run(tmp_path / "run", "run.json", "student.safetensors", "notes.txt")
-    (out / "artifacts" / "onnxruntime-fp32").mkdir(parents=True)
-    (out / "benchmark-2").mkdir()
-    (out / "benchmark-of-mine").mkdir()
+    # Its settings list no files to remove, and the folder of a logger goes only where the run used it.
+    more = {"logger": [used], "files": ["notes.txt", 3]}
+    (out / "config.json").write_text(json.dumps(json.loads(SETTINGS) | more))
+    for name in ("artifacts/onnxruntime-fp32", "benchmark-2", "benchmark-of-mine", "csv", "wandb"):
+        (out / name).mkdir(parents=True)
+    kept = {"notes.txt", "benchmark-of-mine", "csv", "wandb"} - {used}
     clear(out, RUN)
-    assert names(out) == {"notes.txt", "benchmark-of-mine"}
+    assert names(out) == kept
     with pytest.raises(EdgekdError):  # it is no run any more
         clear(out, RUN)
-    assert names(out) == {"notes.txt", "benchmark-of-mine"}
-
-
-@pytest.mark.parametrize("used", [["csv"], ["tensorboard"]])
-def test_a_loggers_folder_goes_only_where_the_run_used_that_logger(
-    tmp_path: Path, used: list[str]
-) -> None:
-    out = make_run(tmp_path / "run", "run.json")
-    (out / "config.json").write_text(json.dumps(json.loads(SETTINGS) | {"logger": used}))
-    for name in ("csv", "wandb", "mlruns"):
-        (out / name).mkdir()
-        (out / name / "mine.csv").touch()
-    clear(out, RUN)
-    assert names(out) == {"csv", "wandb", "mlruns"} - set(used)
+    assert names(out) == kept
 
 
 def test_a_published_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -144,11 +135,14 @@ def test_a_published_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert names(tmp_path) == {"report"}
 
 
-def test_replacing_needs_overwrite_and_keeps_foreign_files(tmp_path: Path) -> None:
-    out = make_report(tmp_path / "report", "old")
-    (out / "notes.txt").write_text("mine")
+@pytest.mark.parametrize("killed", [False, True], ids=["in place", "killed between two renames"])
+def test_replacing_needs_overwrite_and_keeps_foreign_files(tmp_path: Path, killed: bool) -> None:
+    out = tmp_path / "report"
+    old = make_report(tmp_path / ".old-0123456789ab-report" if killed else out)
+    (old / "notes.txt").write_text("mine")
     with pytest.raises(EdgekdError, match="exists already"):
         claim(publishing, out, REPORT, overwrite=False)
+    assert names(out) == {"report.json", "report.md", "notes.txt"}
     with publishing(out, REPORT, overwrite=True) as scratch:
         (scratch / "report.json").write_text("new")
     assert names(out) == {"report.json", "notes.txt"}
@@ -183,38 +177,18 @@ def test_what_came_meanwhile_is_kept_and_the_result_lies_beside_it(
     assert names(tmp_path / "report-2") == {"report.json"}
 
 
-@pytest.mark.parametrize("kind", [RUN, ARTIFACT, REPORT])
+@pytest.mark.parametrize("kind", [RUN, ARTIFACT, REPORT, COMPARISON])
 @pytest.mark.parametrize("as_file", [False, True])
 def test_nothing_else_is_replaced_even_with_overwrite(
     tmp_path: Path, kind: folders.Kind, as_file: bool
 ) -> None:
     out = tmp_path / "mine"
-    precious = out if as_file else out / "thesis.txt"
+    precious = out if as_file else out / ("comparison.html" if kind == COMPARISON else "a.txt")
     precious.parent.mkdir(exist_ok=True)
     precious.write_text("mine")
     with pytest.raises(EdgekdError, match="not overwritten"):
         claim(publishing, out, kind, overwrite=True)
     assert precious.read_text() == "mine"
-
-
-def test_a_page_of_someone_else_is_no_comparison(tmp_path: Path) -> None:
-    (tmp_path / "comparison.html").write_text("mine")
-    with pytest.raises(EdgekdError, match="not overwritten"):
-        claim(publishing, tmp_path, COMPARISON, overwrite=True)
-    assert (tmp_path / "comparison.html").read_text() == "mine"
-
-
-def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path) -> None:
-    old = make_report(tmp_path / ".old-0123456789ab-report", "old")
-    (old / "notes.txt").write_text("mine")
-    out = tmp_path / "report"
-    with pytest.raises(EdgekdError, match="exists already"):
-        claim(publishing, out, REPORT, overwrite=False)
-    assert names(out) == {"report.json", "report.md", "notes.txt"}
-    with publishing(out, REPORT, overwrite=True) as scratch:
-        (scratch / "report.json").write_text("new")
-    assert names(out) == {"report.json", "notes.txt"}
-    assert names(tmp_path) == {"report"}
 
 
 def test_a_link_to_a_folder_is_followed(tmp_path: Path) -> None:
@@ -231,11 +205,3 @@ def test_a_link_to_a_folder_is_followed(tmp_path: Path) -> None:
     (tmp_path / "away" / "config.json").write_text(SETTINGS)
     clear(tmp_path / "run-link", RUN)
     assert names(tmp_path / "kept") == {"config.json", "run.json"}, "a link is removed, not its end"
-
-
-@pytest.mark.parametrize("files", [5, ["thesis.txt", 3], {"thesis.txt": "0"}])
-def test_the_settings_of_a_run_list_no_files_to_remove(tmp_path: Path, files: object) -> None:
-    out = make_run(tmp_path / "run", "run.json", "thesis.txt")
-    (out / "config.json").write_text(json.dumps(json.loads(SETTINGS) | {"files": files}))
-    clear(out, RUN)
-    assert names(out) == {"thesis.txt"}

@@ -3,18 +3,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from device_fakes import BRIEF
+from benchmark_fakes import draw_nothing
+from device_fakes import be_brief
 from study_data import draw_domains, tiny_settings
 from typer.testing import CliRunner
 
 import edgekd
 from edgekd.api import check_data
-from edgekd.benchmark import device as devices
-from edgekd.benchmark.report import write
 from edgekd.benchmark.results.storage import read_report
 from edgekd.cli import app, main
 from edgekd.configs.export import ExportConfig
@@ -26,27 +24,18 @@ from edgekd.evaluation.data_check import near_pairs
 pytestmark = pytest.mark.usefixtures("own_cache", "graphs_once")
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
+def test_what_a_budget_needs() -> None:
+    config = ExportConfig.load(target="auto", budget="ood_avg_drop<=1.0, mb<=5")
+    assert config.budget == ("ood_avg_drop<=1.0", "mb<=5")
+    for given, message in (
         ({"target": "auto", "precision": "int8"}, "precision"),
         ({"target": "onnxruntime", "budget": "mb<=5"}, "--budget"),
         ({"target": "onnxruntime", "device": "local"}, "--device"),
-    ],
-)
-def test_what_does_not_go_together(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(EdgekdError, match=message):
-        ExportConfig.load(**given)
-
-
-def test_a_budget_is_read_before_anything_is_exported() -> None:
+    ):
+        with pytest.raises(EdgekdError, match=message):
+            ExportConfig.load(**given)
     with pytest.raises(EdgekdError, match="speed<=3"):
         edgekd.export(Path("no run"), target="auto", budget="speed<=3")
-
-
-def test_a_budget_is_gates_with_commas() -> None:
-    config = ExportConfig.load(target="auto", budget="ood_avg_drop<=1.0, mb<=5")
-    assert config.budget == ("ood_avg_drop<=1.0", "mb<=5")
 
 
 def test_the_best_file_for_a_device_without_a_runtime(
@@ -56,13 +45,13 @@ def test_the_best_file_for_a_device_without_a_runtime(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The others are measured, INT8 with and without padding; where none meets the budget, the nearest is named."""
-    monkeypatch.setattr(devices, "QUICK", BRIEF)
-    monkeypatch.setattr(write, "draw_picture", lambda _, path: path.touch())
+    be_brief(monkeypatch)
+    draw_nothing(monkeypatch)
     (tmp_path / "openvino.py").write_text("raise ImportError('lib is missing')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     settings = tiny_settings(draw_domains(tmp_path / "data", count=12), tiny_teacher)
-    student, folder = {"student": "mobilenetv3_small_050"}, tmp_path / "run"
-    edgekd.train(recipe="erm", out=folder, **settings | student)
+    folder = tmp_path / "run"
+    edgekd.train(recipe="erm", out=folder, **settings | {"student": "lcnet_035"})
     with pytest.raises(SystemExit) as leaving:
         main(["export", str(folder), "--target", "auto", "--device", "local", "--budget", "mb<=0"])
     assert leaving.value.code == 1
@@ -112,31 +101,15 @@ def test_near_pairs_by_hand() -> None:
 
 
 def test_many_near_pairs_do_not_fill_the_memory() -> None:
-    """Two scenes of 3,000 pictures each make nine million pairs; the closest are kept."""
-    rng = np.random.default_rng(0)
-    scenes = np.repeat([[1.0, 0, 0], [-1.0, 0, 0]], 3000, axis=0) + rng.normal(0, 0.01, (6000, 3))
+    """One scene, seen first and last among 6,000 pictures, makes many pairs; the closest are kept."""
+    pictures = np.random.default_rng(0).normal(size=(6000, 64)).astype(np.float32)
+    scene = np.r_[:200, 5800:6000]
+    pictures[scene] = pictures[scene] / 100 + np.eye(64, dtype=np.float32)[0]
     keys = [f"{number}" for number in range(6000)]
-    pairs = near_pairs(scenes.astype(np.float32), keys, 0.9, most=50)
+    pairs = near_pairs(pictures, keys, 0.9, most=50)
     assert len(pairs) == 50
-    assert all((pair.first < 3000) == (pair.second < 3000) for pair in pairs)
-    assert (
-        near_pairs(scenes[:200].astype(np.float32), keys[:200], -1.0, most=7)
-        == (near_pairs(scenes[:200].astype(np.float32), keys[:200], -1.0)[:7])
-    )
-
-
-def test_only_a_page_is_overwritten(
-    tmp_path: Path, make_domain_folder: Callable[..., Path]
-) -> None:
-    root = make_domain_folder(tmp_path / "data", domains=(), count=1)
-    notes, link = tmp_path / "notes.txt", tmp_path / "link.html"
-    notes.write_text("mine")
-    link.symlink_to(tmp_path / "unmounted")
-    for out, overwrite in ((notes, True), (tmp_path, True), (link, False)):
-        with pytest.raises(EdgekdError):
-            check_data(root, out=out, overwrite=overwrite)
-    assert notes.read_text() == "mine"
-    assert link.is_symlink()
+    assert {pair.first for pair in pairs} | {pair.second for pair in pairs} <= set(scene)
+    assert pairs == near_pairs(pictures, keys, 0.9)[:50]
 
 
 def test_duplicates_unreadable_files_and_balance(
@@ -162,9 +135,18 @@ def test_duplicates_unreadable_files_and_balance(
     page = (tmp_path / "page.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 6
     assert "&lt;b&gt;torn.png" in page
-    with pytest.raises(EdgekdError):
-        check_data(root, out=tmp_path / "page.html")
     check_data(root, out=tmp_path / "page.html", overwrite=True)
+    # Only a page is overwritten.
+    notes, link = tmp_path / "notes.txt", tmp_path / "link.html"
+    notes.write_text("mine")
+    link.symlink_to(tmp_path / "unmounted")
+    for out, overwrite in (
+        (tmp_path / "page.html", False), (notes, True), (tmp_path, True), (link, False),
+    ):  # fmt: skip
+        with pytest.raises(EdgekdError):
+            check_data(root, out=out, overwrite=overwrite)
+    assert notes.read_text() == "mine"
+    assert link.is_symlink()
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from study_data import done, json_lines
 from edgekd.benchmark.evaluate.statistics import paired_interval
 from edgekd.core.errors import EdgekdError
 from edgekd.studies.store import Cell, Store
-from edgekd.studies.tables import recipe_rows, stat, t_interval
+from edgekd.studies.tables import recipe_rows, t_interval
 
 DONE = [
     done(Cell("erm", 0, "art"), id="1110", ood="1100"),
@@ -21,15 +21,6 @@ DONE = [
     done(Cell("kd", 1, "art"), 10, id="1111", ood="1111"),
     done(Cell("kd", 0, "sketch"), id="1111", ood="11110000"),
 ]
-
-
-def test_mean_and_standard_error_are_domainbeds() -> None:
-    found = stat([80.0, 82.0, 87.0])
-    assert found.mean == pytest.approx(83)
-    # Deviations −3, −1, 4: population variance 26/3, over n = 3.
-    assert found.error == pytest.approx(math.sqrt(26 / 3 / 3))
-    assert stat([5.0]) == stat([5.0]).__class__(5.0, 0.0, 1)
-    assert stat([]) is None
 
 
 def test_t_interval_of_known_differences() -> None:
@@ -61,9 +52,6 @@ def test_rows_by_hand() -> None:
     assert kd.t_interval is None
     assert kd.image_interval[0] == 0  # kd is nowhere worse, and one image of four decides
     assert kd.seconds == pytest.approx(50 / 3)
-
-
-def test_difference_over_seeds() -> None:
     whole = [*DONE, done(Cell("kd", 1, "sketch"), id="1111", ood="11111111")]
     _, kd = recipe_rows(whole, ("erm", "kd"), ("art", "sketch"), ("ood",), "erm", macro=False)
     # Seed 0: 62.5 − 50; seed 1: 100 − 25.
@@ -80,18 +68,12 @@ def test_macro_means_over_classes() -> None:
     assert uneven.outcomes["ood"].accuracy(macro=False) == pytest.approx(50)
 
 
-def test_image_interval_of_one_seed_is_the_benchmarks() -> None:
-    rng = np.random.default_rng(0)
-    first, second = rng.random(400) < 0.8, rng.random(400) < 0.7
-    one = paired_interval([(first[None], second[None])])
-    assert one == pytest.approx(paired_interval([(first, second)]), abs=0.003)
-
-
 def test_image_interval_does_not_shrink_when_seeds_agree() -> None:
     """Three students that answer alike are worth one: resampling them apart would claim √3 times the precision."""
     rng = np.random.default_rng(1)
     first, second = rng.random((1, 300)) < 0.8, rng.random((1, 300)) < 0.7
     one = paired_interval([(first, second)])
+    assert one == pytest.approx(paired_interval([(first[0], second[0])]), abs=0.003)
     three = paired_interval([(np.repeat(first, 3, axis=0), np.repeat(second, 3, axis=0))])
     assert three == pytest.approx(one)
 
@@ -117,11 +99,9 @@ def test_an_oracle_is_of_the_seeds_beside_it_or_of_none() -> None:
     assert set(without.columns) == {("art", "ood"), ("sketch", "ood")}
 
 
-SETTINGS = {
-    "protocol": "lodo",
-    "images": "abc",
-    "recipes": {"erm": {"steps": 2, "swad": {"ratio": 0.3}}},
-}
+ERM = {"steps": 2, "swad": {"ratio": 0.3}}
+
+SETTINGS = {"protocol": "lodo", "images": "abc", "recipes": {"erm": ERM}}
 
 
 def test_a_cell_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -147,24 +127,17 @@ def test_settings_that_differ_are_named(tmp_path: Path) -> None:
     grown = SETTINGS | {"recipes": {"kd": {"steps": 2}}}
     store.claim(grown)
     assert set(store.settings()["recipes"]) == {"erm", "kd"}
-    other = {
-        "protocol": "lodo",
-        "images": "abd",
-        "recipes": {"erm": {"steps": 3, "swad": {"ratio": 0.5}}},
-    }
-    with pytest.raises(
-        EdgekdError, match=r"images are not the same.*erm.steps was 2, is 3; erm.swad.ratio was 0.3"
-    ):
-        store.claim(other)
-
-
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    other = {"images": "abd", "recipes": {"erm": {"steps": 3, "swad": {"ratio": 0.5}}}}
+    changes = r"images are not the same.*erm.steps was 2, is 3; erm.swad.ratio was 0.3"
+    with pytest.raises(EdgekdError, match=changes):
+        store.claim(SETTINGS | other)
+    with store.running(), pytest.raises(EdgekdError, match="running in"), store.running():
+        pass
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").write_text("dear")
-    with pytest.raises(EdgekdError, match="not a study"):
-        Store(tmp_path / "letters").check()
-    with pytest.raises(EdgekdError, match="is a file"):
-        Store(tmp_path / "letters" / "a.txt").check()
+    for path in (tmp_path / "letters", tmp_path / "letters" / "a.txt"):
+        with pytest.raises(EdgekdError, match=r"not a study|is a file"):
+            Store(path).check()
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
@@ -177,12 +150,3 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (tmp_path / "cells.jsonl").write_text('{"cell": {"recipe"')
     with pytest.raises(EdgekdError, match=r"Line 1 of .* is damaged"):
         store.done([cell])
-
-
-def test_one_study_at_a_time(tmp_path: Path) -> None:
-    with (
-        Store(tmp_path).running(),
-        pytest.raises(EdgekdError, match="running in"),
-        Store(tmp_path).running(),
-    ):
-        pass

@@ -39,12 +39,11 @@ def test_lines_are_names_or_templates(tmp_path: Path) -> None:
     assert read_variant("w", path) == VariantSpec("w", ("fox", "wolf"), ("a sketch of a {}",))
     path.write_text("fox\n")
     assert read_variant("w", path).templates is None
-    for text, message in (("\n\n", "no words"), ("a {} or {}\n", "several")):
-        path.write_text(text)
+    (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "two.txt").write_text("a {} or {}\n")
+    for name, message in (("empty", "no words"), ("two", "several"), ("absent", "no vocabulary")):
         with pytest.raises(EdgekdError, match=message):
-            read_variant("w", path)
-    with pytest.raises(EdgekdError, match="no vocabulary at"):
-        read_variant("w", tmp_path / "absent.txt")
+            read_variant("w", tmp_path / f"{name}.txt")
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,6 @@ from PIL import Image
 from sklearn.metrics import f1_score
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.report.document import document
-from edgekd.benchmark.report.render import markdown
 from edgekd.benchmark.results.storage import read_report
 from edgekd.core.errors import EdgekdError
 from edgekd.evaluation.trained_on import Trained
@@ -26,43 +24,24 @@ NAMES = ("empty", "deer", "cow")
 SPLITS = {"train": 0, "val": 1, "test": 2, "id_val": 3, "id_test": 4}
 
 
-class Tiny:
+class Plain:
     """60 painted images in five splits; what the data sets of the package have and edgekd reads."""
 
-    def _fill(self, folder: Path) -> None:
-        n = 60
-        self._dataset_name, self._version, self._split_scheme = "tiny", "2.0", "official"
-        self._data_dir = str(folder)
-        self._split_dict = SPLITS
-        self._split_names = dict(zip(SPLITS, SPLITS, strict=True))
-        self._split_array = np.arange(n) % 5
-        self._y_array = torch.arange(n) // 5 % 3
-        self._y_size, self._n_classes = 1, 3
-        self._metadata_array = torch.stack([torch.arange(n) % 2, self._y_array], dim=1)
-        self._metadata_fields = ["location", "y"]
+    split_dict, n_classes, version = SPLITS, 3, "2.0"
+
+    def __init__(self, folder: Path) -> None:
+        self.data_dir, self.split_array = str(folder), np.arange(60) % 5
+        self.y_array = torch.arange(60) // 5 % 3
+        self.metadata_array = torch.stack([torch.arange(60) % 2, self.y_array], dim=1)
 
     def get_input(self, idx: int) -> Image.Image:
-        return Image.new("P", (8, 8)).convert("RGBA") if idx < 0 else self._painted(idx)
-
-    def _painted(self, idx: int) -> Image.Image:
-        return Image.new("RGB", (8, 8), (int(self._y_array[idx]), idx, 0))
+        return Image.new("RGB", (8, 8), (int(self.y_array[idx]), idx, 0))
 
     def eval(self, y_pred: Any, y_true: Any, metadata: Any, prediction_fn: Any = None) -> Any:
         assert len(y_pred) == len(y_true) == len(metadata)
         assert torch.equal(metadata[:, 1], y_true)
         score = f1_score(y_true, y_pred, average="macro", labels=np.unique(y_true))
         return {"F1-macro_all": torch.tensor(score), "acc_group:none": float("nan")}, ""
-
-
-class Plain(Tiny):
-    """Without the package's base class."""
-
-    split_dict, n_classes, version = SPLITS, 3, "2.0"
-
-    def __init__(self, folder: Path) -> None:
-        self._fill(folder)
-        self.split_array, self.y_array = self._split_array, self._y_array
-        self.metadata_array, self.data_dir = self._metadata_array, self._data_dir
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
@@ -99,14 +78,11 @@ def test_the_report_has_the_packages_own_metrics(
     row = report.own_metrics[0]
     labels = test.labels
     answers = (labels + (test.indices % 3 == 0)) % 3
-    assert row.metrics == {
-        "F1-macro_all": pytest.approx(f1_score(labels, answers, average="macro"))
-    }
+    f1 = f1_score(labels, answers, average="macro")
+    assert row.metrics == {"F1-macro_all": pytest.approx(f1)}
     assert row.source == "wilds 2.0.0, iwildcam.eval"
-    assert report.summary[0].ood == {
-        "iwildcam": pytest.approx((labels == answers).mean())
-    }  # id_test enters no mean
-    assert "F1-macro_all" in markdown(document(report))
+    right = pytest.approx((labels == answers).mean())
+    assert report.summary[0].ood == {"iwildcam": right}  # id_test enters no mean
     assert "F1-macro_all" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -120,10 +96,8 @@ def test_classes_are_numbers_where_wilds_names_none(
 
 
 def test_what_is_missing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert wilds_named(["a=b", "wilds:fmow=d", "wilds:iwildcam"]) == (
-        [("fmow", "d"), ("iwildcam", "data")],
-        ["a=b"],
-    )
+    named, rest = wilds_named(["a=b", "wilds:fmow=d", "wilds:iwildcam"])
+    assert (named, rest) == ([("fmow", "d"), ("iwildcam", "data")], ["a=b"])
     with pytest.raises(EdgekdError, match='no images "amazon"'):
         wilds_named(["wilds:amazon"])
 
@@ -149,12 +123,10 @@ def test_images_that_trained_are_left_out_and_counted(
 
     write_names(tmp_path)
     data = Stored(tmp_path)
+    key = []
     for idx in range(60):
-        data._painted(idx).save(tmp_path / f"{idx}.png")
-    key = {
-        idx: hashlib.sha256((tmp_path / f"{idx}.png").read_bytes()).hexdigest()[:32]
-        for idx in range(60)
-    }
+        Plain.get_input(data, idx).save(tmp_path / f"{idx}.png")
+        key.append(hashlib.sha256((tmp_path / f"{idx}.png").read_bytes()).hexdigest()[:32])
     plant(monkeypatch, lambda dataset, root_dir, download: data)
     saw = Trained({key[2]: "train", key[7]: "val", key[9]: "train", key[0]: "train"})
     test, inside = wilds_suites("iwildcam", str(tmp_path), NAMES, None, saw)

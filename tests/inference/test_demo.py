@@ -49,40 +49,37 @@ def ask(
         connection.close()
 
 
-def test_a_picture_is_classified(page: Demo) -> None:
-    status, body = ask(page, "POST", "/predict", encoded((0, 250, 0)))
+def test_pictures_from_this_machine_are_classified(
+    page: Demo, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    picture, port = encoded((0, 250, 0)), page.server.server_port
+    status, body = ask(page, "POST", "/predict", picture)
     found = json.loads(body)
-    assert status == 200
-    assert (found["width"], found["height"]) == (30, 20)
+    assert (status, found["width"], found["height"]) == (200, 30, 20)
     (answer,) = found["answers"]
     assert answer["classes"][0] == ["g", pytest.approx(1)]
     assert answer["ms"] >= 0
-
-
-def test_it_listens_on_this_machine_alone(page: Demo) -> None:
     assert page.server.server_address[0] == "127.0.0.1"
-    port = page.server.server_port
-    picture = encoded((0, 250, 0))
-    assert ask(page, "GET", "/")[0] == 200
-    assert ask(page, "GET", "/", Host=f"localhost:{port}")[0] == 200
-    assert ask(page, "GET", "/", Host="elsewhere.example")[0] == 403
-    assert ask(page, "POST", "/predict", picture, Host=f"elsewhere.example:{port}")[0] == 403
-    assert ask(page, "POST", "/predict", picture, Origin="http://elsewhere.example")[0] == 403
-
-
-def test_only_images_of_bounded_size_are_taken(page: Demo) -> None:
-    assert ask(page, "POST", "/predict", b"<svg/>")[0] == 415
-    assert ask(page, "POST", "/predict", b"")[0] == 415
-    assert ask(page, "POST", "/other", b"x")[0] == 404
-    assert ask(page, "GET", "/../demo.py")[0] == 404
-    large = {"Content-Length": str(MAX_BYTES + 1)}
-    assert ask(page, "POST", "/predict", b"", **large)[0] == 413
-    assert ask(page, "POST", "/predict", b"", **{"Content-Length": "many"})[0] == 411
-    assert ask(page, "POST", "/predict", b"", **{"Content-Length": "1" * 5000})[0] == 413
-
-
-def test_a_browser_that_leaves_is_no_failure(page: Demo, capfd: pytest.CaptureFixture[str]) -> None:
-    port = page.server.server_port
+    here, large = {"Host": f"localhost:{port}"}, {"Content-Length": str(MAX_BYTES + 1)}
+    for method, path, data, headers, status in (
+        ("GET", "/", None, here, 200),
+        ("GET", "/", None, {"Host": "elsewhere.example"}, 403),
+        ("POST", "/predict", picture, {"Host": f"elsewhere.example:{port}"}, 403),
+        ("POST", "/predict", picture, {"Origin": "http://elsewhere.example"}, 403),
+        ("POST", "/predict", b"<svg/>", {}, 415),
+        ("POST", "/predict", b"", {}, 415),
+        ("POST", "/other", b"x", {}, 404),
+        ("GET", "/../demo.py", None, {}, 404),
+        ("POST", "/predict", b"", large, 413),
+        ("POST", "/predict", b"", {"Content-Length": "many"}, 411),
+        ("POST", "/predict", b"", {"Content-Length": "1" * 5000}, 413),
+    ):
+        assert ask(page, method, path, data, **headers)[0] == status, (path, headers)
+    with pytest.raises(EdgekdError):  # the port is in use
+        edgekd.demo(tmp_path / "onnxruntime-fp32", port=port)
+    with pytest.raises(EdgekdError):
+        edgekd.demo(tmp_path)
+    # A browser that leaves is no failure.
     with socket.create_connection(("127.0.0.1", port)) as browser_tab:
         head = f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 99\r\n\r\nabc"
         browser_tab.sendall(head.encode())
@@ -90,13 +87,6 @@ def test_a_browser_that_leaves_is_no_failure(page: Demo, capfd: pytest.CaptureFi
     assert ask(page, "GET", "/")[0] == 200
     time.sleep(0.2)
     assert "Traceback" not in capfd.readouterr().err
-
-
-def test_a_port_in_use_is_an_error(page: Demo, tmp_path: Path) -> None:
-    with pytest.raises(EdgekdError):
-        edgekd.demo(tmp_path / "onnxruntime-fp32", port=page.server.server_port)
-    with pytest.raises(EdgekdError):
-        edgekd.demo(tmp_path)
 
 
 @pytest.mark.skipif(not browser.CHROMIUM, reason="no Chromium here")

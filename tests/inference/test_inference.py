@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from artifact_fakes import channel_means, network, write_artifact
 from device_fakes import run_agent
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 from PIL import Image
 from typer.testing import CliRunner
 
 import edgekd
 from edgekd.cli import app
 from edgekd.core.errors import EdgekdError
-from edgekd.core.manifest import Run
+from edgekd.core.manifest import read_artifact, read_run
 from edgekd.data.image_set import load_images
 from edgekd.inference.demo import models_of
 from edgekd.targets.devices.payload import write_agent
@@ -45,6 +45,8 @@ def test_probabilities_are_the_softmax_of_the_logits_sorted(artifact: Path) -> N
     assert found.classes == ("g", "b", "r")
     np.testing.assert_allclose(found.probabilities, weights / weights.sum(), rtol=1e-5)
     assert (found.label, found.probability) == found.top(1)[0]
+    assert "66.5 %" in found._repr_html_()
+    assert "onnxruntime-fp32" in read_artifact(artifact)._repr_html_()
 
 
 def test_all_kinds_of_images_in_order(artifact: Path, tmp_path: Path) -> None:
@@ -59,50 +61,28 @@ def test_all_kinds_of_images_in_order(artifact: Path, tmp_path: Path) -> None:
     assert [one.label for one in many] == ["rg"[n % 2] for n in range(37)]
     assert model.predict([]) == []
     assert [one.label for one in model.predict(path)] == ["r"]
+    # As in files, transparency lies on white and a palette is resolved.
+    (clear,) = model.predict(Image.new("RGBA", (8, 8), (0, 0, 0, 0)))
+    assert clear.probabilities == pytest.approx([1 / 3] * 3)
+    assert model.predict(Image.new("RGB", (8, 8), green).convert("P"))[0].label == "g"
 
 
-def test_pillow_images_become_rgb_as_files_do(artifact: Path) -> None:
-    """Transparency lies on white, a palette is resolved, EXIF orientation is applied."""
-    model = edgekd.load(artifact)
-    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    (found,) = model.predict(clear)
-    assert found.probabilities == pytest.approx([1 / 3] * 3)
-    assert model.predict(Image.new("RGB", (8, 8), (0, 255, 0)).convert("P"))[0].label == "g"
+NINE = helper.make_tensor("nine", TensorProto.INT64, [3], [9, 9, 9])
 
 
 @pytest.mark.parametrize(
-    "image",
+    "model",
     [
-        np.zeros((4, 4, 3), dtype=np.float32),
-        np.zeros((4, 4), dtype=np.uint8),
-        np.zeros((4, 4, 4), dtype=np.uint8),
-        7,
+        channel_means(float("nan")),
+        network(helper.make_node("Concat", ["mean", "mean"], ["logits"], axis=1)),
+        network(helper.make_node("Gather", ["mean", "nine"], ["logits"], axis=1), NINE),
     ],
-)
-def test_other_arrays_are_refused(artifact: Path, image: object) -> None:
-    with pytest.raises(EdgekdError):
-        edgekd.load(artifact).predict([image])  # type: ignore[list-item]
-
-
-def other_outputs() -> bytes:
-    return network(
-        helper.make_node("Concat", ["mean", "mean"], ["logits"], axis=1)
-    ).SerializeToString()
-
-
-def failing() -> bytes:
-    nine = helper.make_tensor("nine", TensorProto.INT64, [3], [9, 9, 9])
-    last = helper.make_node("Gather", ["mean", "nine"], ["logits"], axis=1)
-    return network(last, nine).SerializeToString()
-
-
-@pytest.mark.parametrize(
-    "content", [channel_means(float("nan")).SerializeToString(), other_outputs(), failing()]
+    ids=["not finite", "six logits", "fails"],
 )
 def test_a_file_that_does_not_score_its_classes_predicts_nothing(
-    tmp_path: Path, content: bytes
+    tmp_path: Path, model: ModelProto
 ) -> None:
-    folder = write_artifact(tmp_path / "a", content)
+    folder = write_artifact(tmp_path / "a", model.SerializeToString())
     image = paint(tmp_path / "image.png", (255, 0, 0))
     result = CliRunner().invoke(app, ["predict", str(folder), str(image)])
     assert isinstance(result.exception, EdgekdError)
@@ -112,20 +92,32 @@ def test_a_file_that_does_not_score_its_classes_predicts_nothing(
     assert (code, list(message)) == (2, ["error"])
 
 
-def test_what_cannot_be_read_is_refused(artifact: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_refused(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = edgekd.load(artifact)
+    for shape, kind in (((4, 4, 3), "float32"), ((4, 4), "uint8"), ((4, 4, 4), "uint8")):
+        with pytest.raises(EdgekdError):
+            model.predict([np.zeros(shape, dtype=kind)])
+    with pytest.raises(EdgekdError):
+        model.predict([7])  # type: ignore[list-item]
     (tmp_path / "empty").mkdir()
-    bad = tmp_path / "bad.jpg"
-    bad.write_bytes(b"junk")
+    bad, pipe, clip = (tmp_path / name for name in ("bad.jpg", "pipe.mp4", "clip.mp4"))
+    for path in (bad, clip):
+        path.write_bytes(b"junk")
+    os.mkfifo(pipe)
     with pytest.raises(EdgekdError, match=r"bad\.jpg"):
-        edgekd.load(artifact).predict(bad)
+        model.predict(bad)
     with pytest.raises(EdgekdError):
         edgekd.load(tmp_path)
-    os.mkfifo(tmp_path / "pipe.mp4")
-    with pytest.raises(EdgekdError, match="not a regular file"):
-        edgekd.predict(artifact, [str(tmp_path / "pipe.mp4")])
-    for source in (bad, tmp_path / "empty", "nowhere.jpg", "camera:front", "camera:-1"):
+    for source in (bad, pipe, tmp_path / "empty", "nowhere.jpg", "camera:front", "camera:-1"):
         with pytest.raises(EdgekdError):
             list(edgekd.predict(artifact, [str(source)]))
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    for source in (clip, "camera:0"):
+        with pytest.raises(EdgekdError) as caught:
+            list(edgekd.predict(artifact, [str(source)]))
+        assert "edgekd[video]" in caught.value.hint
 
 
 def test_the_command_writes_everything_and_counts_what_it_skips(
@@ -151,17 +143,14 @@ def test_the_command_writes_everything_and_counts_what_it_skips(
         assert copy.size == (30, 20)
 
 
-def test_copies_inside_the_folder_are_not_classified_too(artifact: Path, tmp_path: Path) -> None:
+def test_copies_are_not_classified_too_and_nothing_is_written_over(
+    artifact: Path, tmp_path: Path
+) -> None:
     images = tmp_path / "images"
     for number in range(80):  # more than are read ahead
-        paint(images / f"{number:02d}.png", (250, 0, 0))
+        image = paint(images / f"{number:02d}.png", (250, 0, 0))
     found = list(edgekd.predict(artifact, [str(images)], annotate=images / "z" / "copies"))
-    assert len(found) == 80
-    assert len(list((images / "z" / "copies").iterdir())) == 80
-
-
-def test_nothing_is_written_over(artifact: Path, tmp_path: Path) -> None:
-    image = paint(tmp_path / "images" / "one.png", (250, 0, 0))
+    assert len(found) == len(list((images / "z" / "copies").iterdir())) == 80
     kept = tmp_path / "kept.csv"
     kept.write_text("mine")
     with pytest.raises(EdgekdError):
@@ -169,17 +158,6 @@ def test_nothing_is_written_over(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(EdgekdError):
         edgekd.predict(artifact, [str(image)], annotate=image.parent)
     assert kept.read_text() == "mine"
-
-
-def test_a_missing_opencv_is_named_with_its_extra(
-    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    (tmp_path / "clip.mp4").write_bytes(b"junk")
-    for source in (str(tmp_path / "clip.mp4"), "camera:0"):
-        with pytest.raises(EdgekdError) as caught:
-            list(edgekd.predict(artifact, [source]))
-        assert "edgekd[video]" in caught.value.hint
 
 
 def test_video_frames(artifact: Path, tmp_path: Path) -> None:
@@ -221,49 +199,22 @@ main(["predict", {str(artifact)!r}, {str(image)!r}, "--top", "1"])
     assert done.stdout.splitlines() == ["r", f"{image}: r 100.0 %"]
 
 
-def test_objects_show_themselves_in_notebooks(artifact: Path) -> None:
-    from edgekd.core.manifest import read_artifact
-
-    assert (artifact / "labels.txt").read_text() == "r\ng\nb\n"
-    assert "onnxruntime-fp32" in read_artifact(artifact)._repr_html_()
-    (one,) = edgekd.load(artifact).predict(np.zeros((4, 4, 3), dtype=np.uint8))
-    assert "33.3 %" in one._repr_html_()
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = edgekd.train(smoke=True, size=32, out=tmp_path_factory.mktemp("run") / "toy")
-    assert run.folder is not None
-    edgekd.export(run.folder)
-    return run
-
-
-def test_student_and_file_predict_the_same(run: Run) -> None:
-    assert run.folder is not None
-    images = load_images("toy")
-    some = [images.read(index) for index in range(0, len(images), 40)]
-    student = edgekd.load(run.folder).predict(some)
-    file = edgekd.load(run.folder / "artifacts" / "onnxruntime-fp32").predict(some)
+def test_student_and_file_predict_the_same(tiny_run: Path) -> None:
+    """And the demo has every model of the run."""
+    images = load_images(tiny_run.parent / "data")
+    some = [images.read(index) for index in range(0, len(images), 5)]
+    student = edgekd.load(tiny_run).predict(some)
+    file = edgekd.load(tiny_run / "artifacts" / "onnxruntime-fp32").predict(some)
     assert [one.label for one in student] == [one.label for one in file]
     for a, b in zip(student, file, strict=True):
         np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-4)
         assert sum(a.probabilities) == pytest.approx(1)
-
-
-def test_the_demo_has_every_model(run: Run) -> None:
-    assert run.folder is not None
-    models = models_of(run.folder)
+    models = models_of(tiny_run)
     assert [model.name for model in models] == [
-        "teacher, zero-shot",
-        "student, torch",
-        "onnxruntime-fp32",
-    ]
-    (alone,) = models_of(run.folder / "artifacts" / "onnxruntime-fp32")
-    image = load_images("toy").read(0)
-    assert alone.predict(image) == models[2].predict(image)
-
-
-def test_a_run_shows_itself_in_a_notebook(run: Run) -> None:
+        "teacher, zero-shot", "student, torch", "onnxruntime-fp32", "onnxruntime-int8",
+    ]  # fmt: skip
+    (alone,) = models_of(tiny_run / "artifacts" / "onnxruntime-fp32")
+    assert alone.predict(some[0]) == models[2].predict(some[0])
+    run = read_run(tiny_run)
     assert run.student in run._repr_html_()
-    hostile = run.model_copy(update={"name": "<script>"})
-    assert "<script>" not in hostile._repr_html_()
+    assert "<script>" not in run.model_copy(update={"name": "<script>"})._repr_html_()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 import yaml
-from artifact_fakes import channel_means, write_artifact
+from artifact_fakes import write_artifact
 from export_fakes import build, export
 from hub_fake import FakeHub, fake_hub
 from huggingface_hub import constants
@@ -46,27 +46,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on random images with an fp32 and an INT8 file, for all tests; none of them changes it."""
-    folder = tmp_path_factory.mktemp("hub")
-    rng = np.random.default_rng(0)
-    for name in CLASSES:
-        for number in range(12):
-            path = folder / "data" / name / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (40, 32, 3), dtype=np.uint8)).save(path)
-    run = edgekd.train(
-        student="test_efficientnet", student_options={"drop_rate": 0.1}, pretrained="scratch", size=32,
-        data=folder / "data", recipe="erm", steps=2, batch_size=4, accelerator="cpu", out=folder / "run",
-    )  # fmt: skip
-    edgekd.export(run.folder, precision="int8", min_agreement=0.1)
-    assert run.folder is not None
-    return run.folder
-
-
-@pytest.fixture(scope="module")
-def picture(run: Path) -> Image.Image:
-    return Image.open(run.parent / "data" / "cat" / "0.png").convert("RGB")
+def picture(tiny_run: Path) -> Image.Image:
+    return Image.open(tiny_run.parent / "data" / "art" / "cat" / "00.png").convert("RGB")
 
 
 def expected(run: Path, picture: Image.Image) -> dict[str, float]:
@@ -80,9 +61,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def test_timm_loads_the_student_with_its_classes_and_pixels(
-    hub: FakeHub, run: Path, picture: Image.Image
+    hub: FakeHub, tiny_run: Path, picture: Image.Image
 ) -> None:
-    edgekd.push(run, "me/small", private=True)
+    edgekd.push(tiny_run, "me/small", private=True)
     assert hub.private["me/small"]
     model = timm.create_model("hf-hub:me/small", pretrained=True).eval()
     settings = timm.data.resolve_model_data_config(model)
@@ -90,18 +71,15 @@ def test_timm_loads_the_student_with_its_classes_and_pixels(
     with torch.inference_mode():
         found = softmax(model(pixels[None])[0].numpy())
     names = model.pretrained_cfg["label_names"]
-    wanted = expected(run, picture)
+    wanted = expected(tiny_run, picture)
     assert [wanted[name] for name in names] == pytest.approx(found, abs=0.02)
     assert sorted(names) == CLASSES
 
 
-@pytest.mark.parametrize(
-    ("file", "tolerance"), [("model.onnx", 1e-3), ("model_quantized.onnx", 0.1)]
-)
-def test_onnx_files_follow_the_conventions_of_transformers(
-    hub: FakeHub, run: Path, picture: Image.Image, file: str, tolerance: float
+def test_files_follow_the_conventions_of_transformers_and_come_back(
+    hub: FakeHub, tiny_run: Path, picture: Image.Image, tmp_path: Path
 ) -> None:
-    edgekd.push(run, "me/small")
+    edgekd.push(tiny_run, "me/small")
     files = hub.repos["me/small"]
     labels = json.loads(files["config.json"])["id2label"]
     how = json.loads(files["preprocessor_config.json"])
@@ -109,62 +87,48 @@ def test_onnx_files_follow_the_conventions_of_transformers(
     pixels = np.asarray(picture.resize(size, how["resample"]), dtype=np.float32)
     values = (pixels * how["rescale_factor"] - how["image_mean"]) / how["image_std"]
     planes = values.transpose(2, 0, 1)[None].astype(np.float32)
-    session = onnxruntime.InferenceSession(files[f"onnx/{file}"])
-    (logits,) = session.run(["logits"], {"pixel_values": planes})
-    wanted = expected(run, picture)
-    found = {labels[str(number)]: value for number, value in enumerate(softmax(logits[0]))}
-    assert found == pytest.approx(wanted, abs=tolerance + 0.02)
+    for file, tolerance in (("model.onnx", 0.02), ("model_quantized.onnx", 0.12)):
+        session = onnxruntime.InferenceSession(files[f"onnx/{file}"])
+        (logits,) = session.run(["logits"], {"pixel_values": planes})
+        found = {labels[str(number)]: value for number, value in enumerate(softmax(logits[0]))}
+        assert found == pytest.approx(expected(tiny_run, picture), abs=tolerance)
+
+    folder = edgekd.pull("me/small", out=tmp_path / "pulled")
+    own = edgekd.load(tiny_run / "artifacts" / "onnxruntime-int8").predict([picture])
+    assert edgekd.load(folder / "artifacts" / "onnxruntime-int8").predict([picture]) == own
+    kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert kept == set(files)
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True).num_classes == len(CLASSES)
 
 
 def test_transformers_opens_a_pulled_student(
-    hub: FakeHub, run: Path, picture: Image.Image, tmp_path: Path
+    hub: FakeHub, tiny_run: Path, picture: Image.Image, tmp_path: Path
 ) -> None:
     transformers = pytest.importorskip("transformers")
-    edgekd.push(run, "me/small")
+    edgekd.push(tiny_run, "me/small")
     folder = edgekd.pull("me/small", out=tmp_path / "pulled")
     model = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
     inputs = transformers.AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")
     with torch.inference_mode():
         values = softmax(model(**inputs).logits[0].numpy())
     found = {model.config.id2label[number]: value for number, value in enumerate(values)}
-    assert found == pytest.approx(expected(run, picture), abs=0.02)
+    assert found == pytest.approx(expected(tiny_run, picture), abs=0.02)
 
 
-def test_a_pulled_file_predicts_as_the_pushed_one(
-    hub: FakeHub, run: Path, picture: Image.Image, tmp_path: Path
-) -> None:
-    edgekd.push(run, "me/small")
-    folder = edgekd.pull("me/small", out=tmp_path / "pulled")
-    own = edgekd.load(run / "artifacts" / "onnxruntime-int8").predict([picture])
-    assert edgekd.load(folder / "artifacts" / "onnxruntime-int8").predict([picture]) == own
-    kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert kept == set(hub.repos["me/small"])
-    assert timm.create_model(f"local-dir:{folder}", pretrained=True).num_classes == len(CLASSES)
-
-
-def test_names_stay_text_in_the_card(hub: FakeHub, run: Path, tmp_path: Path) -> None:
-    shutil.copytree(run, tmp_path / "run")
-    facts = json.loads((run / "run.json").read_text())
+def test_the_card_is_the_newest_benchmarks(hub: FakeHub, tiny_run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    facts = json.loads((copy / "run.json").read_text())
     facts["teacher"] = "![seen](http://elsewhere/x.png)<b>"
-    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
-    edgekd.push(tmp_path / "run", "me/named")
-    card = hub.repos["me/named"]["README.md"].decode()
-    assert "elsewhere" in card
-    assert "![seen](" not in card
-    assert "<b>" not in card
-
-
-def test_the_card_is_the_newest_benchmarks(hub: FakeHub, run: Path, tmp_path: Path) -> None:
-    edgekd.push(run, "me/small")
+    (copy / "run.json").write_text(json.dumps(facts))
+    edgekd.push(copy, "me/small")
     plain = hub.repos["me/small"]["README.md"].decode()
-    (run / "benchmark").mkdir()
+    assert "elsewhere" in plain
+    assert "![seen](" not in plain
+    assert "<b>" not in plain
+    (copy / "benchmark").mkdir()
     card = "---\ntags: [edgekd]\n---\n# Measured\n"
-    try:
-        (run / "benchmark" / "MODEL_CARD.md").write_text(card)
-        edgekd.push(run, "me/small")
-    finally:
-        (run / "benchmark" / "MODEL_CARD.md").unlink()
-        (run / "benchmark").rmdir()
+    (copy / "benchmark" / "MODEL_CARD.md").write_text(card)
+    edgekd.push(copy, "me/small")
     measured = hub.repos["me/small"]["README.md"].decode()
     for text in (plain, measured):
         front = yaml.safe_load(text.split("---\n")[1])
@@ -174,19 +138,22 @@ def test_the_card_is_the_newest_benchmarks(hub: FakeHub, run: Path, tmp_path: Pa
     assert "# Measured" in measured
 
 
-def test_one_artifact_without_torch_weights(hub: FakeHub, tmp_path: Path) -> None:
-    artifact = write_artifact(tmp_path / "onnxruntime-fp32", channel_means().SerializeToString())
-    result = CliRunner().invoke(app, ["push", str(artifact), "me/means"])
+@pytest.fixture
+def means(tmp_path: Path) -> Path:
+    """An artifact alone, whose logits are the channel means."""
+    return write_artifact(tmp_path / "onnxruntime-fp32")
+
+
+def test_artifacts_alone(
+    hub: FakeHub, means: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = CliRunner().invoke(app, ["push", str(means), "me/means"])
     assert result.exit_code == 0, result.output
     assert "model.safetensors" not in hub.repos["me/means"]
     folder = edgekd.pull("me/means", out=tmp_path / "pulled")
     red = np.full((4, 4, 3), (255, 0, 0), np.uint8)
     assert edgekd.load(folder / "artifacts" / "onnxruntime-fp32").predict(red)[0].label == "r"
-
-
-def test_a_file_that_resizes_is_pushed_but_not_as_planes(
-    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    # A file that resizes is pushed, but not as planes.
     picture = np.full((40, 50, 3), 90, dtype=np.uint8)
     export(build(), tmp_path / "a", "fp32", input="picture", pictures=lambda: (picture,))
     edgekd.push(tmp_path / "a", "me/picture")
@@ -196,11 +163,17 @@ def test_a_file_that_resizes_is_pushed_but_not_as_planes(
     assert "left out" in capsys.readouterr().err
 
 
-def test_what_comes_while_a_model_is_downloaded_is_kept(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nothing_foreign_is_taken_and_nothing_of_the_users_lost(
+    hub: FakeHub, means: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    artifact = write_artifact(tmp_path / "onnxruntime-fp32", channel_means().SerializeToString())
-    edgekd.push(artifact, "me/means")
+    edgekd.push(means, "me/means")
+    files = hub.repos["me/means"]
+    names = ["../evil.json", "artifacts/../../evil", "weights.bin", "modeling.py", "onnx/a.py"]
+    files.update(dict.fromkeys(names, b"evil"))
+    folder = edgekd.pull("me/means", out=tmp_path / "here" / "pulled")
+    assert not {path.name for path in tmp_path.rglob("*")} & {Path(name).name for name in names}
+    with pytest.raises(EdgekdError):  # what is there stays
+        edgekd.pull("me/means", out=folder)
     download = huggingface_hub.hf_hub_download
 
     def meanwhile(*given: Any, **settings: Any) -> str:
@@ -208,57 +181,33 @@ def test_what_comes_while_a_model_is_downloaded_is_kept(
         (tmp_path / "pulled" / "notes.txt").write_text("mine")
         return str(download(*given, **settings))
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", meanwhile)
-    with pytest.raises(EdgekdError):
-        edgekd.pull("me/means", out=tmp_path / "pulled")
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub, "hf_hub_download", meanwhile)
+        with pytest.raises(EdgekdError):
+            edgekd.pull("me/means", out=tmp_path / "pulled")
     assert (tmp_path / "pulled" / "notes.txt").read_text() == "mine"
     assert (tmp_path / "pulled-2" / "config.json").is_file()
-
-
-def test_nothing_foreign_is_taken_or_kept(hub: FakeHub, tmp_path: Path) -> None:
-    artifact = write_artifact(tmp_path / "onnxruntime-fp32", channel_means().SerializeToString())
-    edgekd.push(artifact, "me/means")
-    files = hub.repos["me/means"]
-    names = [
-        "../evil.json",
-        "artifacts/../../evil",
-        "pytorch_model.bin",
-        "modeling.py",
-        "onnx/a.py",
-    ]
-    for name in names:
-        files[name] = b"evil"
-    folder = edgekd.pull("me/means", out=tmp_path / "here" / "pulled")
-    assert not {path.name for path in tmp_path.rglob("*")} & {Path(name).name for name in names}
     files["artifacts/onnxruntime-fp32/model.onnx"] += b"more"
     with pytest.raises(EdgekdError):
         edgekd.pull("me/means", out=tmp_path / "altered")
     assert not (tmp_path / "altered").exists()
-    with pytest.raises(EdgekdError):  # what is there stays
-        edgekd.pull("me/means", out=folder)
 
 
 def test_mistakes_are_one_sentence(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, means: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    artifact = write_artifact(tmp_path / "artifact", channel_means().SerializeToString())
     hub.repos["me/empty"] = {"weights.pkl": b""}
-    calls: list[Callable[[], object]] = [
-        lambda: edgekd.push(tmp_path, "me/x"),
-        lambda: edgekd.push(artifact, "no name/at all"),
-        lambda: edgekd.pull("me/absent", out=tmp_path / "a"),
-        lambda: edgekd.pull("me/empty", out=tmp_path / "a"),
-    ]
-    for call in calls:
+    for folder, repo in ((tmp_path, "me/x"), (means, "no name/at all")):
         with pytest.raises(EdgekdError):
-            call()
+            edgekd.push(folder, repo)
+    for repo in ("me/absent", "me/empty"):
+        with pytest.raises(EdgekdError):
+            edgekd.pull(repo, out=tmp_path / "a")
     assert not (tmp_path / "a").exists()
-    monkeypatch.setenv("HF_TOKEN", "wrong")
-    with pytest.raises(EdgekdError, match="token"):
-        edgekd.push(artifact, "me/x")
-    monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "no-tokens"))
-    with pytest.raises(EdgekdError, match="token"):
-        edgekd.push(artifact, "me/x")
+    for token in ("wrong", ""):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(EdgekdError, match="token"):
+            edgekd.push(means, "me/x")
     assert "me/x" not in hub.repos

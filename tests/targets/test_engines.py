@@ -5,18 +5,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from artifact_fakes import write_artifact
-from benchmark_fakes import ONE_THREAD, SHORT
+from benchmark_fakes import ONE_THREAD, SHORT, draw_nothing
 from device_fakes import BRIEF, artifact_subject, be_brief, run_agent, two_suites, write_images
 from trt_fakes import plant, write_trt_bundle
 
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate.predictions import predict_suite
-from edgekd.benchmark.report import write
 from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.core.errors import EdgekdError
@@ -52,18 +52,17 @@ def test_a_bundle_is_built_once_and_measured(
     builds: Path, suites: list[Suite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This machine has no TensorRT, so the artifact is a subject that only the device can run."""
-    said: list[str] = []
-    monkeypatch.setattr(drive, "say", said.append)
+    told: list[str] = []
+    monkeypatch.setattr(drive, "say", told.append)
     bundle = lone_artifact(write_trt_bundle(tmp_path / "tensorrt-fp16"), [], [], elsewhere=True)
     assert not bundle.here
-    onnx = artifact_subject(write_artifact(tmp_path / "fp32"))
     speed = ONE_THREAD.model_copy(update={"batch_sizes": (8, 9)})
-    [found, beside] = devices.on_devices([bundle, onnx], suites, ["local"], speed)
+    [found] = devices.on_devices([bundle], suites, ["local"], speed)
     assert builds.read_text() == "10.3.0\n"
-    [first, *_] = [line for line in said if "building the engine" in line or "logits of" in line]
+    [first, *_] = [line for line in told if "building the engine" in line or "logits of" in line]
     assert "building the engine of tensorrt-fp16 once, with tensorrt 10.3.0 for Orin" in first
     assert found.measured is not None
-    assert beside.measured is not None
+    onnx = artifact_subject(write_artifact(tmp_path / "fp32"))
     for n, suite in enumerate(suites):
         [here] = predict_suite([onnx], suite)
         np.testing.assert_allclose(found.measured.logits[n], here, rtol=1e-5)
@@ -73,10 +72,8 @@ def test_a_bundle_is_built_once_and_measured(
     eight, nine = result.rates
     assert eight.clock is not None
     assert "made for 8 images at a time, not for 9" in str(nine.reason)
-    assert result.built is not None
-    assert beside.measured.result.built is None
-    monkeypatch.setattr(write, "draw_picture", lambda _, path: path.touch())
-    written = run_benchmark([found, beside], suites, tmp_path / "out", speed=SHORT)
+    draw_nothing(monkeypatch)
+    written = run_benchmark([found], suites, tmp_path / "out", speed=SHORT)
     assert read_report(tmp_path / "out") == written
     facts = written.environment["devices"][0]["artifacts"]["r/tensorrt-fp16@local"]["built"]
     expected = {"builder": "tensorrt", "gpu": "Orin", "compute_capability": "8.7"}
@@ -102,68 +99,47 @@ def test_what_was_built_is_used_again_until_tensorrt_is_another(
         assert built["sha256"] == sha256_file(folder / "device.engine")
         return f"{built['version']}: {told[0]['say']}"
 
-    assert ready().startswith(
-        "10.3.0: building the engine of artifact-x once, with tensorrt 10.3.0 for Orin"
-    )
+    assert ready().startswith("10.3.0: building the engine of artifact-x once")
     assert ready() == "10.3.0: the engine of artifact-x was built here before, by tensorrt 10.3.0"
     monkeypatch.setenv("FAKE_TENSORRT", "10.4.0")
-    assert ready().startswith(
-        "10.4.0: building the engine of artifact-x once, with tensorrt 10.4.0 for Orin"
-    )
+    assert ready().startswith("10.4.0: building the engine of artifact-x once")
     assert builds.read_text() == "10.3.0\n10.4.0\n"
 
 
+TENSORRT = {"builder": "tensorrt", "builder_version": "10.3.0", "compute_capabilities": ["8.7"]}
+RTX = {"builder": "tensorrt-rtx", "builder_version": "1.7.1", "compute_capabilities": ["8.7"]}
+
+
 @pytest.mark.parametrize(
-    ("lacking", "message", "hint"),
+    ("lacking", "details", "message", "hint"),
     [
-        ("tensorrt.py", "cannot load tensorrt (it is gone)", "pip install tensorrt"),
-        (
-            "cuda/bindings/runtime.py",
-            "cannot load cuda.bindings (it is gone)",
-            "pip install cuda-python",
-        ),
-        ("", "no NVIDIA GPU with a working driver", "nvidia-smi"),
+        ("tensorrt.py", {}, "cannot load tensorrt (it is gone)", "pip install tensorrt"),
+        ("cuda/bindings/runtime.py", {}, "cannot load cuda.bindings", "pip install cuda-python"),
+        ("gpu", {}, "no NVIDIA GPU with a working driver", "nvidia-smi"),
+        ("", TENSORRT | {"compute_capabilities": ["8.6", "8.9"]},
+         "for compute capability 8.6, 8.9, and this Orin has 8.7", "--compute-capability 8.7"),
+        ("", TENSORRT | {"builder_version": "11.1.0"}, "built by tensorrt 11.1.0, and here is 10.3.0",
+         "Install tensorrt 11.1.0 on the device"),
+        ("tensorrt_rtx.py", RTX, "cannot load tensorrt_rtx", "pip install tensorrt-rtx-cu13"),
     ],
-)
-def test_what_the_device_lacks_is_reported_before_anything_is_sent(
+)  # fmt: skip
+def test_what_the_device_cannot_run_is_refused_before_anything_is_sent(
     builds: Path, suites: list[Suite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    lacking: str, message: str, hint: str,
+    lacking: str, details: dict[str, Any], message: str, hint: str,
 ) -> None:  # fmt: skip
-    if lacking:
-        (tmp_path / "planted" / lacking).write_text("raise ImportError('it is gone')")
-    else:
+    if lacking == "gpu":
         monkeypatch.setenv("FAKE_NO_GPU", "1")
-    refused(write_trt_bundle(tmp_path / "b"), suites, message, hint)
-    assert not builds.exists()
-
-
-def refused(folder: Path, suites: list[Suite], message: str, hint: str) -> None:
-    """The device refuses the bundle before anything but the agent is sent."""
+    elif lacking:
+        (tmp_path / "planted" / lacking).write_text("raise ImportError('it is gone')")
     with pytest.raises(EdgekdError) as caught:
-        devices.on_devices([subject(folder)], suites, ["local"], SHORT)
+        devices.on_devices(
+            [subject(write_trt_bundle(tmp_path / "b", **details))], suites, ["local"], SHORT
+        )
     assert caught.value.message.startswith("local: ")
     assert message in caught.value.message
     assert hint in caught.value.hint
     assert [path.name.split("-")[0] for path in (cache_root() / "device").iterdir()] == ["edgekd"]
-
-
-@pytest.mark.parametrize(
-    ("builder", "version", "capabilities", "message", "hint"),
-    [
-        ("tensorrt", "10.3.0", ["8.6", "8.9"], "for compute capability 8.6, 8.9, and this Orin has 8.7",
-         "--compute-capability 8.7"),
-        ("tensorrt", "11.1.0", ["8.7"], "built by tensorrt 11.1.0, and here is 10.3.0",
-         "Install tensorrt 11.1.0 on the device"),
-        ("tensorrt-rtx", "1.7.1", ["8.7"], "cannot load tensorrt_rtx", "pip install tensorrt-rtx-cu13"),
-    ],
-)  # fmt: skip
-@pytest.mark.usefixtures("builds")
-def test_an_engine_for_another_device_is_refused_before_anything_is_sent(
-    suites: list[Suite], tmp_path: Path, builder: str, version: str, capabilities: list[str], message: str, hint: str
-) -> None:  # fmt: skip
-    (tmp_path / "planted" / "tensorrt_rtx.py").write_text("raise ImportError('it is gone')")
-    details = {"builder": builder, "builder_version": version, "compute_capabilities": capabilities}
-    refused(write_trt_bundle(tmp_path / "b", **details), suites, message, hint)
+    assert not builds.exists()
 
 
 @pytest.mark.usefixtures("builds")
@@ -172,17 +148,14 @@ def test_a_refused_model_is_one_sentence(
 ) -> None:
     monkeypatch.setenv("FAKE_REFUSAL", "no kernel for this layer")
     bundle = subject(write_trt_bundle(tmp_path / "b"))
-    with pytest.raises(
-        EdgekdError, match=r"cannot build the engine of b on this Orin: .*no kernel"
-    ):
+    with pytest.raises(EdgekdError, match=r"cannot build the engine of b on this Orin: .*kernel"):
         devices.on_devices([bundle], suites, ["local"], SHORT)
 
 
 @pytest.mark.usefixtures("builds")
 def test_an_engine_that_lies_in_the_folder_is_run_as_it_is(tmp_path: Path) -> None:
     """More images than it was built for are run in pieces, as the accuracy run needs it."""
-    details = {"builder": "tensorrt", "builder_version": "10.3.0", "compute_capabilities": ["8.7"]}
-    folder = write_trt_bundle(tmp_path / "ahead", **details)
+    folder = write_trt_bundle(tmp_path / "ahead", **TENSORRT)
     (folder / "model.engine").write_text(
         json.dumps({"version": "10.3.0", "largest": [8, 16, 16, 3]})
     )
@@ -225,18 +198,13 @@ def test_an_engine_without_our_note_is_somebody_elses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As build.sh leaves one in a bundle's folder: it is used, and not called ours."""
-    monkeypatch.setattr(
-        trt_engine, "check_tensorrt", lambda details: ("tensorrt", None, Gpu("Orin", "8.7"))
-    )
+    found = ("tensorrt", None, Gpu("Orin", "8.7"))
+    monkeypatch.setattr(trt_engine, "check_tensorrt", lambda details: found)
     folder = write_trt_bundle(tmp_path / "b")
     (folder / "device.engine").write_text("plan")
     told: list[str] = []
-    assert (
-        trt_engine.ready_engine(
-            json.loads((folder / "artifact.json").read_text()), folder, told.append
-        )
-        is None
-    )
+    manifest = json.loads((folder / "artifact.json").read_text())
+    assert trt_engine.ready_engine(manifest, folder, told.append) is None
     assert told == ["b has an engine that was built here by other means"]
 
 
@@ -247,7 +215,5 @@ def subject(folder: Path) -> Subject:
     def predict(images: object) -> np.ndarray:
         raise AssertionError("it was asked here")
 
-    preprocess, classes = artifact.preprocess, artifact.classes
-    return Subject(
-        artifact.name, "r", "artifact", "fp16", preprocess, predict, classes, folder, here=False
-    )
+    facts = ("r", "artifact", "fp16", artifact.preprocess, predict, artifact.classes, folder)
+    return Subject(artifact.name, *facts, here=False)

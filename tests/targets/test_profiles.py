@@ -9,7 +9,8 @@ from edgekd.cli.doctor import target_lines
 from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.targets.profiles import FOLDER, follow_profile, load_profile, profile_names
+from edgekd.export.coreml import DEPLOYMENT
+from edgekd.targets.profiles import follow_profile, load_profile, profile_names
 from edgekd.targets.registry import get_target
 
 OWN = """
@@ -60,17 +61,13 @@ def test_a_users_own_file_sets_threads_and_warns(
 
     assert threads() == 2
     assert threads(threads=7) == 7
-    assert (
-        "my-board: It gets hot. (https://example.org/board, not checked)" in capsys.readouterr().err
-    )
+    assert "It gets hot. (https://example.org/board, not checked)" in capsys.readouterr().err
     path.write_text(OWN + "checked = 2026-01-31\n")
     threads()
     assert "my-board: It gets hot. (https://example.org/board)" in capsys.readouterr().err
 
 
 def test_a_profile_sets_the_switches_of_its_target(capsys: pytest.CaptureFixture[str]) -> None:
-    from edgekd.export.coreml import DEPLOYMENT
-
     iphone = load_profile("iphone-16")
     assert iphone.deployment_target in DEPLOYMENT
     assert "int8" in iphone.precisions
@@ -89,31 +86,20 @@ def test_a_profile_sets_the_switches_of_its_target(capsys: pytest.CaptureFixture
     assert "raspberry-pi-5: sets no deployment target or input" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "complaint"),
-    [
+def test_a_claim_without_a_source_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    for name in ("rasberry-pi-5", path):
+        with pytest.raises(EdgekdError, match="There is no profile"):
+            load_profile(name)
+    for old, new, complaint in (
         ('threads = "page"\n', "", "threads has no source"),
         ('source = "page"', 'source = "rumour"', 'no source "rumour"'),
         ('["int8"]', '["int7"]', "precisions"),
         ("threads = 2", "treads = 2", "treads"),
         ("https://example.org/board", "hearsay", "url"),
         ("[because]", "[because", "not readable TOML"),
-    ],
-)
-def test_a_claim_without_a_source_is_refused(
-    tmp_path: Path, old: str, new: str, complaint: str
-) -> None:
-    path = tmp_path / "mine.toml"
-    assert old in OWN
-    path.write_text(OWN.replace(old, new))
-    with pytest.raises(EdgekdError, match=complaint):
-        load_profile(path)
-
-
-def test_unknown_names_get_a_suggestion(tmp_path: Path) -> None:
-    with pytest.raises(EdgekdError, match='There is no profile "rasberry-pi-5"') as caught:
-        load_profile("rasberry-pi-5")
-    assert caught.value.hint == 'Did you mean "raspberry-pi-5"?'
-    with pytest.raises(EdgekdError, match="There is no profile at"):
-        load_profile(tmp_path / "none.toml")
-    assert FOLDER.is_dir()
+    ):
+        assert old in OWN
+        path.write_text(OWN.replace(old, new))
+        with pytest.raises(EdgekdError, match=complaint):
+            load_profile(path)

@@ -46,21 +46,21 @@ def test_runs_any_batch(folder: Path) -> None:
     np.testing.assert_array_equal(session.run(images[:1]), logits[:1])
     assert (session.provider, session.threads) == ("CPUExecutionProvider", 1)
     assert session.load_ms > 0
+    for wrong in (images / 255, images.transpose(0, 3, 1, 2), images[0], images[:0]):
+        with pytest.raises(EdgekdError, match="takes uint8"):
+            session.run(wrong)
 
 
 def test_files_of_a_fixed_batch_are_run_in_batches_or_refused(tmp_path: Path) -> None:
-    free, single = (
-        open_session(write_artifact(tmp_path / str(batch), batch=batch), threads=1)
-        for batch in ("batch", 1)
-    )
+    folders = [
+        write_artifact(tmp_path / name, batch=n) for name, n in (("free", "batch"), ("one", 1))
+    ]
+    free, single = (open_session(folder, threads=1) for folder in folders)
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     assert (free.largest_batch, single.largest_batch) == (None, 1)
     np.testing.assert_allclose(single.run(images), free.run(images), rtol=1e-6)
     suite = Suite("id", write_images(tmp_path / "images", 7), np.arange(7))
-    [logits], [wanted] = (
-        predict_suite([artifact_subject(tmp_path / name)], suite, batch=4)
-        for name in ("1", "batch")
-    )
+    wanted, logits = predict_suite([artifact_subject(folder) for folder in folders], suite, batch=4)
     np.testing.assert_allclose(logits, wanted, rtol=1e-6)
     with pytest.raises(EdgekdError, match="takes exactly 4 images at a time"):
         open_session(write_artifact(tmp_path / "four", batch=4), threads=1)
@@ -75,94 +75,47 @@ def test_files_of_a_fixed_batch_are_run_in_batches_or_refused(tmp_path: Path) ->
     assert pieces == [2, 2, 1, 5]
 
 
-@pytest.mark.parametrize(
-    "images",
-    [
-        np.zeros((1, 16, 16, 3), np.float32),
-        np.zeros((1, 3, 16, 16), np.uint8),
-        np.zeros((16, 16, 3), np.uint8),
-        np.zeros((0, 16, 16, 3), np.uint8),
-    ],
-    ids=["float", "NCHW", "no batch", "empty"],
-)
-def test_wrong_input_is_refused(folder: Path, images: np.ndarray) -> None:
-    with pytest.raises(EdgekdError, match="takes uint8"):
-        open_session(folder, threads=1).run(images)
-
-
-def test_altered_file_is_refused(folder: Path) -> None:
-    content = bytearray((folder / "model.onnx").read_bytes())
-    content[-1] ^= 1
-    (folder / "model.onnx").write_bytes(content)
-    with pytest.raises(EdgekdError, match="SHA-256"):
-        open_session(folder)
-
-
-def test_corrupt_model_with_the_right_hash_is_one_sentence(tmp_path: Path) -> None:
-    folder = write_artifact(tmp_path / "corrupt", channel_means().SerializeToString()[:60])
-    with pytest.raises(EdgekdError, match="cannot load") as caught:
-        open_session(folder)
-    assert "\n" not in str(caught.value)
-
-
-def test_outputs_that_are_no_numbers_are_one_sentence(tmp_path: Path) -> None:
+def test_files_that_onnx_runtime_cannot_open_or_run_are_one_sentence(
+    folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(EdgekdError, match="There is no artifact"):
+        open_session(tmp_path)
+    with pytest.raises(EdgekdError, match="0 threads"):
+        open_session(folder, threads=0)
+    future, operators = channel_means(), channel_means()
+    future.ir_version = 999
+    operators.opset_import[0].version = 999
+    for number, (content, message) in enumerate((
+        (future.SerializeToString(), "needs a newer ONNX Runtime"),
+        (operators.SerializeToString(), "needs a newer ONNX Runtime"),
+        (channel_means().SerializeToString()[:60], "cannot load"),
+    )):  # fmt: skip
+        with pytest.raises(EdgekdError, match=message) as caught:
+            open_session(write_artifact(tmp_path / str(number), content))
+        assert "\n" not in str(caught.value)
     words = network(helper.make_node("Cast", ["mean"], ["logits"], to=TensorProto.STRING))
     words.graph.output[0].type.tensor_type.elem_type = TensorProto.STRING
     session = open_session(write_artifact(tmp_path / "words", words.SerializeToString()))
     with pytest.raises(EdgekdError, match="fails on"):
         session.run(np.zeros((1, 16, 16, 3), np.uint8))
-
-
-@pytest.mark.parametrize("shape", [[], ["batch"]])
-def test_an_input_without_a_height_is_refused(folder: Path, shape: list[str]) -> None:
-    manifest = json.loads((folder / "artifact.json").read_text())
-    manifest["inputs"][0]["shape"] = shape
-    (folder / "artifact.json").write_text(json.dumps(manifest))
-    with pytest.raises(EdgekdError, match="shape"):
-        open_session(folder)
-
-
-def test_an_output_without_dimensions_is_read(folder: Path) -> None:
     manifest = json.loads((folder / "artifact.json").read_text())
     manifest["outputs"][0]["shape"] = []  # as Core ML's class label has
-    (folder / "artifact.json").write_text(json.dumps(manifest))
-    assert read_artifact(folder).outputs[0].shape == ()
+    for shape in ([], ["batch"]):
+        manifest["inputs"][0]["shape"] = shape
+        (folder / "artifact.json").write_text(json.dumps(manifest))
+        with pytest.raises(EdgekdError, match="shape"):
+            open_session(folder)
 
 
-@pytest.mark.parametrize("what", ["ir", "opset"])
-def test_a_file_from_the_future_is_refused(tmp_path: Path, what: str) -> None:
-    model = channel_means()
-    if what == "ir":
-        model.ir_version = 999
-    else:
-        model.opset_import[0].version = 999
-    with pytest.raises(EdgekdError, match=r"needs a newer ONNX Runtime"):
-        open_session(write_artifact(tmp_path / "future", model.SerializeToString()))
-
-
-def test_no_artifact_and_no_threads_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(EdgekdError, match="There is no artifact"):
-        open_session(tmp_path)
-    with pytest.raises(EdgekdError, match="0 threads"):
-        open_session(folder, threads=0)
-
-
-def random_bank(classes: int, dim: int) -> ClassBank:
-    vectors = unit(np.random.default_rng(classes).standard_normal((classes, dim)))
-    names = tuple(f"c{number}" for number in range(classes))
-    return ClassBank(names, vectors, 7.5, None, {"added": []})
-
-
-@pytest.mark.parametrize("batch", [1, 3, 32])
-@pytest.mark.parametrize("dim", [12, 64, 513])
+@pytest.mark.parametrize(("batch", "dim"), [(1, 513), (3, 12), (32, 64)])
 def test_a_class_that_is_added_leaves_the_others_logits_as_they_are(batch: int, dim: int) -> None:
     rng = np.random.default_rng(dim)
-    bank, embeddings = random_bank(1, dim), unit(rng.standard_normal((batch, dim)))
+    bank = ClassBank(("first",), unit(rng.standard_normal((1, dim))), 7.5, None, {"added": []})
+    embeddings = unit(rng.standard_normal((batch, dim)))
     before = bank.logits(embeddings)
     for number in range(40):
-        bank = bank.with_class(
-            f"new {number}", rng.standard_normal(dim).astype(np.float32), {"by": "test"}
-        )
+        vector = rng.standard_normal(dim).astype(np.float32)
+        bank = bank.with_class(f"new {number}", vector, {"by": "test"})
         now = bank.logits(embeddings)
         np.testing.assert_array_equal(now[:, :-1], before)
         np.testing.assert_allclose(now, 7.5 * embeddings @ bank.vectors.T, atol=1e-4)
@@ -172,20 +125,16 @@ def test_a_class_that_is_added_leaves_the_others_logits_as_they_are(batch: int, 
 def test_a_text_goes_the_way_of_the_training() -> None:
     mean = np.array([0.0, 0.0, 0.5], dtype=np.float32)
     prompts = np.array([[3.0, 0.0, 4.0], [0.0, 2.0, 0.0]], dtype=np.float32)
-    average = np.array([0.6, 1.0, 0.8]) / np.sqrt(
-        2.0
-    )  # of the unit vectors (.6, 0, .8) and (0, 1, 0), at length 1
+    # Of the unit vectors (.6, 0, .8) and (0, 1, 0), at length 1.
+    average = np.array([0.6, 1.0, 0.8]) / np.sqrt(2.0)
     np.testing.assert_allclose(red_and_green().of_text(prompts), average, atol=1e-6)
-    centred = average - mean
-    np.testing.assert_allclose(
-        red_and_green(mean).of_text(prompts), centred / np.sqrt(centred @ centred), atol=1e-6
-    )
+    centred = unit(average - mean)
+    np.testing.assert_allclose(red_and_green(mean).of_text(prompts), centred, atol=1e-6)
 
 
 def test_file_keeps_everything_and_needs_numpy_alone(tmp_path: Path) -> None:
-    bank = red_and_green(np.array([0.1, 0.2, 0.3], dtype=np.float32)).with_class(
-        "élan", np.array([0, 3, 4], dtype=np.float32), {"by": "test"}
-    )
+    mean, vector = np.array([[0.1, 0.2, 0.3], [0, 3, 4]], dtype=np.float32)
+    bank = red_and_green(mean).with_class("élan", vector, {"by": "test"})
     (tmp_path / "bank.npz").write_bytes(bank.to_bytes())
     again = read_bank(tmp_path / "bank.npz")
     assert again.classes == ("red", "green", "élan")
@@ -194,9 +143,8 @@ def test_file_keeps_everything_and_needs_numpy_alone(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.text_mean, bank.text_mean)
     assert again.to_bytes() == bank.to_bytes()
     with np.load(tmp_path / "bank.npz") as plain:  # as somebody without edgekd reads it
-        np.testing.assert_allclose(
-            plain["logit_scale"] * plain["vectors"] @ [0, 0.6, 0.8], [0, 6, 10 * 0.6**2 + 6.4]
-        )
+        logits = plain["logit_scale"] * plain["vectors"] @ [0, 0.6, 0.8]
+        np.testing.assert_allclose(logits, [0, 6, 10 * 0.6**2 + 6.4])
 
 
 def test_names_and_vectors_that_do_not_fit_are_refused() -> None:
@@ -211,16 +159,9 @@ def test_names_and_vectors_that_do_not_fit_are_refused() -> None:
     for broken in (np.zeros(3), np.array([np.nan, 1, 1])):
         with pytest.raises(EdgekdError, match="zero or not finite"):
             bank.of_text(broken)
-
-
-def test_only_an_added_class_can_be_taken_out() -> None:
-    bank = red_and_green().with_class("blue", np.array([0, 0, 1], dtype=np.float32), {"by": "test"})
-    with pytest.raises(EdgekdError, match='"red" is no class that was added') as caught:
+    with pytest.raises(EdgekdError, match='"red" is no class that was added'):
         bank.without_class("red")
-    assert "blue" in caught.value.hint
-    left = bank.without_class("blue")
-    assert left.classes == ("red", "green")
-    assert left.to_bytes() == red_and_green().to_bytes()
+    assert add_blue(bank).without_class("blue").to_bytes() == bank.to_bytes()
 
 
 def add_blue(bank: ClassBank) -> ClassBank:
@@ -229,7 +170,13 @@ def add_blue(bank: ClassBank) -> ClassBank:
 
 def test_changing_keeps_the_artifact_whole(tmp_path: Path) -> None:
     folder = write_colours(tmp_path / "a")
-    change_bank(folder, add_blue)
+
+    def slow(bank: ClassBank) -> ClassBank:
+        change_bank(folder, add_blue)
+        return bank.with_class("grey", np.ones(3, dtype=np.float32), {"by": "test"})
+
+    with pytest.raises(EdgekdError, match="Somebody else changed"):
+        change_bank(folder, slow)
     artifact = read_artifact(folder)  # checks every hash
     assert artifact.classes == ("red", "green", "blue")
     assert artifact.bank is not None
@@ -238,6 +185,15 @@ def test_changing_keeps_the_artifact_whole(tmp_path: Path) -> None:
     assert (folder / "labels.txt").read_text().splitlines() == ["red", "green", "blue"]
     [entry] = read_bank(folder / artifact.bank).facts["added"]
     assert entry["class"] == "blue"
+    (folder / artifact.bank).write_bytes(red_and_green().to_bytes())
+    with pytest.raises(EdgekdError, match="is not the file that artifact"):
+        change_bank(folder, add_blue)
+    manifest = json.loads((folder / "artifact.json").read_text())
+    (folder / "artifact.json").write_text(json.dumps({**manifest, "bank": None}))
+    with pytest.raises(EdgekdError, match="ends in the logits of fixed classes"):
+        change_bank(folder, add_blue)
+    with pytest.raises(EdgekdError, match="There is no artifact"):
+        change_bank(tmp_path / "nowhere", add_blue)
 
 
 def test_a_change_that_is_cut_off_changes_nothing(
@@ -258,31 +214,6 @@ def test_a_change_that_is_cut_off_changes_nothing(
     assert not list(folder.glob(".tmp-*"))
 
 
-def test_two_changes_at_once_do_not_swallow_one(tmp_path: Path) -> None:
-    folder = write_colours(tmp_path / "a")
-
-    def slow(bank: ClassBank) -> ClassBank:
-        change_bank(folder, add_blue)
-        return bank.with_class("grey", np.ones(3, dtype=np.float32), {"by": "test"})
-
-    with pytest.raises(EdgekdError, match="Somebody else changed"):
-        change_bank(folder, slow)
-    assert read_artifact(folder).classes == ("red", "green", "blue")
-
-
-def test_altered_bank_and_artifact_without_one_are_refused(tmp_path: Path) -> None:
-    folder = write_colours(tmp_path / "a")
-    (folder / "bank.npz").write_bytes(add_blue(red_and_green()).to_bytes())
-    with pytest.raises(EdgekdError, match="is not the file that artifact"):
-        change_bank(folder, add_blue)
-    manifest = json.loads((folder / "artifact.json").read_text())
-    (folder / "artifact.json").write_text(json.dumps({**manifest, "bank": None}))
-    with pytest.raises(EdgekdError, match="ends in the logits of fixed classes"):
-        change_bank(folder, add_blue)
-    with pytest.raises(EdgekdError, match="There is no artifact"):
-        change_bank(tmp_path / "nowhere", add_blue)
-
-
 IMAGE = np.zeros((1, 16, 16, 3), dtype=np.uint8)
 
 OPERATORS = {"Cast": 1, "ReduceMean": 1, "Mul": 1}
@@ -290,35 +221,45 @@ OPERATORS = {"Cast": 1, "ReduceMean": 1, "Mul": 1}
 AZURE, CPU = "AzureExecutionProvider", "CPUExecutionProvider"
 
 
-def test_every_node_of_an_onnx_artifact_is_named(tmp_path: Path) -> None:
+def test_nodes_are_named_and_a_fallback_is_refused(tmp_path: Path) -> None:
     session = open_session(write_artifact(tmp_path / "fp32"))
     placement = session.placement()
     assert placement is not None
     assert (placement.provider, placement.nodes) == (CPU, {CPU: OPERATORS})
     refuse_fallback("fp32", placement)
     assert not list(tmp_path.glob("**/*.json.*"))  # the profile itself does not stay
-
-
-@pytest.mark.skipif(
-    AZURE not in onnxruntime.get_available_providers(), reason="this ONNX Runtime has one provider"
-)
-def test_a_real_fallback_is_found_and_refused(tmp_path: Path) -> None:
-    """Azure's provider takes no plain operator, so ONNX Runtime hands all of them to the CPU without a word."""
-    folder = write_artifact(tmp_path / "fp32")
-    nodes = profiled_nodes(folder / "model.onnx", IMAGE, [AZURE, CPU], onnxruntime.SessionOptions())
-    assert nodes == {CPU: OPERATORS}
-    with pytest.raises(
-        EdgekdError, match=r"AzureExecutionProvider.*3 of 3 nodes on CPU.*Cast, Mul, ReduceMean"
-    ):
-        refuse_fallback("r/fp32", Placement(AZURE, nodes, "ONNX Runtime's profile"))
-
-
-def test_a_partial_fallback_and_an_empty_profile_are_refused() -> None:
     mixed = Placement("CUDA", {"CPU": {"Resize": 1}, "CUDA": {"Conv": 3}}, "a test")
     with pytest.raises(EdgekdError, match=r"1 of 4 nodes on CPU \(Resize\)"):
         refuse_fallback("x", mixed)
     with pytest.raises(EdgekdError, match="no node"):
         refuse_fallback("x", Placement("CPU", {}, "a test"))
+    if AZURE in onnxruntime.get_available_providers():
+        # Azure's provider takes no plain operator, so ONNX Runtime hands all of them to the CPU without a word.
+        model, options = tmp_path / "fp32" / "model.onnx", onnxruntime.SessionOptions()
+        nodes = profiled_nodes(model, IMAGE, [AZURE, CPU], options)
+        assert nodes == {CPU: OPERATORS}
+        with pytest.raises(EdgekdError, match=r"3 of 3 nodes on CPU.*Cast, Mul, ReduceMean"):
+            refuse_fallback("r/fp32", Placement(AZURE, nodes, "ONNX Runtime's profile"))
+
+
+def test_the_report_states_where_nodes_ran_and_none_is_written_of_a_fallback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
+    _, _, fp32, int8 = four_subjects(tmp_path)
+
+    def placed(placement: Placement) -> Report:
+        subjects = [dataclasses.replace(fp32, placement=lambda: placement), int8]
+        suites = id_and_ood(paint_images())
+        return run_benchmark(subjects, suites, tmp_path / "out", speed=SHORT)
+
+    with pytest.raises(EdgekdError, match="fell back: 1 of 2 nodes on CPUExecutionProvider"):
+        placed(Placement("CUDA", {"CUDA": {"Conv": 1}, CPU: {"Resize": 1}}, "a test"))
+    assert not (tmp_path / "out").exists()
+    told = Placement(CPU, {CPU: {"Conv": 12, "Add": 3}}, "ONNX Runtime's profile")
+    rows = {row.subject: row for row in placed(told).placements}
+    assert rows["onnxruntime-fp32"].nodes == told.nodes
+    assert rows["onnxruntime-int8"].nodes is None
 
 
 def test_openvino_names_operators_with_their_precision(tmp_path: Path) -> None:
@@ -333,26 +274,6 @@ def test_openvino_names_operators_with_their_precision(tmp_path: Path) -> None:
     assert (placement.provider, list(placement.nodes)) == ("CPU", ["CPU"])
     assert all(kind.split()[-1] in ("f32", "u8") for kind in placement.nodes["CPU"])
     refuse_fallback("ov", placement)
-
-
-def placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fp32: Placement) -> Report:
-    fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
-    subjects = four_subjects(tmp_path)
-    subjects[2] = dataclasses.replace(subjects[2], placement=lambda: fp32)
-    return run_benchmark(subjects, id_and_ood(paint_images()), tmp_path / "out", speed=SHORT)
-
-
-def test_the_report_states_where_nodes_ran_and_none_is_written_of_a_fallback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fallback = Placement("CUDA", {"CUDA": {"Conv": 1}, CPU: {"Resize": 1}}, "a test")
-    with pytest.raises(EdgekdError, match="fell back: 1 of 2 nodes on CPUExecutionProvider"):
-        placed(tmp_path / "fallback", monkeypatch, fallback)
-    assert not (tmp_path / "fallback" / "out").exists()
-    told = Placement(CPU, {CPU: {"Conv": 12, "Add": 3}}, "ONNX Runtime's profile")
-    rows = {row.subject: row for row in placed(tmp_path, monkeypatch, told).placements}
-    assert rows["onnxruntime-fp32"].nodes == told.nodes
-    assert rows["onnxruntime-int8"].nodes is None
 
 
 def test_no_other_module_names_a_target() -> None:
@@ -386,9 +307,4 @@ def test_every_target_has_its_two_modules(name: str) -> None:
     for module in (target.writer, target.opener):
         assert importlib.util.find_spec(module) is not None
     opener = Path(edgekd.targets.__file__).parent / f"{name}.py"
-    defined = {
-        node.name
-        for node in ast.parse(opener.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.FunctionDef)
-    }
-    assert "open_file" in defined
+    assert "def open_file(" in opener.read_text(encoding="utf-8")

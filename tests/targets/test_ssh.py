@@ -19,14 +19,7 @@ from pathlib import Path
 import pytest
 from artifact_fakes import write_artifact
 from benchmark_fakes import ONE_THREAD, SHORT
-from device_fakes import (
-    BRIEF,
-    Setting,
-    artifact_subject,
-    check_measured,
-    two_suites,
-    write_images,
-)
+from device_fakes import BRIEF, Setting, artifact_subject, check_measured, two_suites, write_images
 
 from edgekd.benchmark import device as devices
 from edgekd.core.errors import EdgekdError
@@ -55,26 +48,24 @@ class Server:
 
     def cut(self) -> None:
         """End every connection from the server's side at once."""
-        listed = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True
-        )
-        for parent in listed.stdout.split():
-            below = subprocess.run(
-                ["ps", "-o", "pid=,comm=", "--ppid", parent], capture_output=True, text=True
-            )
-            for line in below.stdout.splitlines():
-                pid, name = line.split()
+
+        def below(parent: int) -> list[tuple[int, str]]:
+            listed = ["ps", "-o", "pid=,comm=", "--ppid", str(parent)]
+            done = subprocess.run(listed, capture_output=True, text=True)
+            return [(int(pid), name) for pid, name in map(str.split, done.stdout.splitlines())]
+
+        for parent, _ in below(self.process.pid):
+            for pid, name in below(parent):
                 if name.startswith("sshd"):
-                    os.kill(int(pid), signal.SIGKILL)
-            os.kill(int(parent), signal.SIGKILL)
+                    os.kill(pid, signal.SIGKILL)
+            os.kill(parent, signal.SIGKILL)
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("host", "user"):
-        subprocess.run(
-            [str(KEYGEN), "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True
-        )
+        new_key = [str(KEYGEN), "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)]
+        subprocess.run(new_key, check=True)
     (tmp_path / "authorized").write_bytes((tmp_path / "user.pub").read_bytes())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -98,14 +89,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # a root sshd refuses to start without it
     with open(tmp_path / "log", "wb") as log:
-        process = subprocess.Popen(
-            [str(SSHD), "-D", "-e", "-f", str(tmp_path / "sshd_config")], stderr=log
-        )
+        start = [str(SSHD), "-D", "-e", "-f", str(tmp_path / "sshd_config")]
+        process = subprocess.Popen(start, stderr=log)
     for _ in range(200):
         if process.poll() is not None:
-            pytest.skip(
-                f"sshd does not start here: {(tmp_path / 'log').read_text().strip()[-200:]}"
-            )
+            pytest.skip(f"sshd does not start here: {(tmp_path / 'log').read_text()[-200:]}")
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 break
@@ -121,24 +109,12 @@ def setting(tmp_path: Path) -> Setting:
     return [artifact_subject(write_artifact(tmp_path / "artifacts" / "fp32"))], two_suites(images)
 
 
-def test_a_device_behind_ssh(
-    server: Server, setting: Setting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(devices, "QUICK", BRIEF)
-    said: list[str] = []
-    monkeypatch.setattr(drive, "say", said.append)
-    found = devices.on_devices(*setting, [server.spec], ONE_THREAD)
-    check_measured(found, setting, "testdevice")
-    assert any("logits of r/fp32" in line for line in said)
-    assert not (server.cache / "edgekd-agent").exists(), "nothing is left behind"
-
-
 def test_a_cut_connection_is_one_sentence_and_the_work_goes_on(
     server: Server, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "QUICK", replace(BRIEF, seconds=3.0, limit_s=6.0))
-    said: list[str] = []
-    monkeypatch.setattr(drive, "say", said.append)
+    monkeypatch.setattr(devices, "QUICK", replace(BRIEF, seconds=1.0, limit_s=3.0))
+    told: list[str] = []
+    monkeypatch.setattr(drive, "say", told.append)
     caught: list[EdgekdError] = []
 
     def measure() -> None:
@@ -149,47 +125,39 @@ def test_a_cut_connection_is_one_sentence_and_the_work_goes_on(
 
     thread = threading.Thread(target=measure)
     thread.start()
+    answers = "edgekd-agent/job-*/done/predict-0-0.npz"
     deadline = time.monotonic() + 120
-    while (
-        not list(server.cache.glob("edgekd-agent/job-*/done/predict-0-0.npz"))
-        and time.monotonic() < deadline
-    ):
+    while not list(server.cache.glob(answers)) and time.monotonic() < deadline:
         time.sleep(0.02)
     server.cut()
     thread.join()
-    assert len(caught) == 1
-    assert "The connection to testdevice failed or broke" in caught[0].message
-    assert "goes on where it stopped" in caught[0].hint
-    [done] = server.cache.glob("edgekd-agent/job-*/done")
-    answered = (done / "predict-0-0.npz").stat().st_mtime_ns
-    said.clear()
-    # The same command again: nothing is sent or asked twice.
+    assert any("logits of r/fp32" in line for line in told)
+    [error] = caught
+    assert "The connection to testdevice failed or broke" in error.message
+    assert "goes on where it stopped" in error.hint
+    [answered] = server.cache.glob(answers)
+    written = answered.stat().st_mtime_ns
+    # The same command again: nothing is sent or computed twice.
+    told.clear()
+    fetch = drive._fetch
     seen: list[int] = []
-    monkeypatch.setattr(drive, "_fetch", watch(drive._fetch, done / "predict-0-0.npz", seen))
+
+    def watching(*arguments: object) -> None:
+        seen.append(answered.stat().st_mtime_ns)
+        fetch(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(drive, "_fetch", watching)
     found = devices.on_devices(*setting, [server.spec], ONE_THREAD)
     check_measured(found, setting, "testdevice")
-    assert not any("copying" in line or "answers" in line for line in said)
-    assert seen == [answered]
-    assert not (server.cache / "edgekd-agent").exists()
+    assert not any("copying" in line for line in told)
+    assert seen == [written]
+    assert not (server.cache / "edgekd-agent").exists(), "nothing is left behind"
 
 
-def watch(fetch, path: Path, seen: list[int]):  # type: ignore[no-untyped-def]
-    """`fetch`, noting when `path` was written."""
-
-    def wrapped(*arguments: object) -> None:
-        seen.append(path.stat().st_mtime_ns)
-        fetch(*arguments)
-
-    return wrapped
-
-
-def test_a_device_without_that_python(server: Server, setting: Setting) -> None:
+def test_what_cannot_be_reached_is_one_sentence(server: Server, setting: Setting) -> None:
     with pytest.raises(EdgekdError, match="testdevice cannot start Python") as caught:
         devices.on_devices(*setting, ["ssh://testdevice?python=python9"], SHORT)
     assert "ssh://HOST?python=PATH" in caught.value.hint
-
-
-def test_a_device_that_is_not_there(server: Server, setting: Setting) -> None:
     server.process.terminate()
     server.process.wait()
     with pytest.raises(EdgekdError, match=r"testdevice cannot be reached .*Connection refused"):

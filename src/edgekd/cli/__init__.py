@@ -116,7 +116,7 @@ def verify(links: Any, config: Any) -> None:
     broken = next((link for link in links if not link["passed"]), None)
     if broken is not None:
         raise GateFailed(
-            f"{config.artifact} is not what the student computes; the link {broken['link']} broke: "
+            f"{config.artifact} does not match the student; the step {broken['link']} failed: "
             f"{broken['reason']}.",
             "Export again with --overwrite, or measure the accuracy of an INT8 file: edgekd benchmark.",
         )
@@ -140,7 +140,7 @@ def benchmark(report: Any, config: Any) -> None:
 
 
 def _bundle(line: str, config: Any) -> None:
-    """Print how a bundle goes on: the line to run there, and the command that reads its result."""
+    """Print the next steps for a bundle: the command to run on the device, and the command that imports the result."""
     from edgekd.configs.benchmark import SuiteOptions
 
     words = [str(path) for path in config.paths]
@@ -203,7 +203,7 @@ _AGREEMENT = {
 
 @command(app, "edgekd.api:predict")
 def predict(predictions: Any, config: Any) -> None:
-    """Classify images, folders, a video or a camera. With a run's student or an exported file."""
+    """Classify images, folders, a video or a camera. Use a run's student or an exported file."""
     from edgekd.inference.predict import print_predictions
 
     print_predictions(predictions, config)
@@ -211,8 +211,9 @@ def predict(predictions: Any, config: Any) -> None:
 
 @command(app, "edgekd.api:demo")
 def demo(page: Any, _: Any) -> None:
-    """Open a local web page that classifies your pictures. Teacher, student and exported files side by side."""
-    result(f"demo: {page.url}  (Ctrl-C ends it)")
+    """Open a local web page that classifies your pictures. It shows teacher, student and exported files side by
+    side."""
+    result(f"demo: {page.url} (stop it with Ctrl-C)")
     page.serve()
 
 
@@ -232,7 +233,7 @@ def pull(folder: Any, _: Any) -> None:
 
 @command(app, "edgekd.api:study")
 def study(made: Any, _: Any) -> None:
-    """Compare recipes over seeds and unseen domains. One table, with intervals."""
+    """Compare recipes over seeds and unseen domains. The result is a table with intervals."""
     from edgekd.benchmark.report.render import print_document
     from edgekd.studies.write import study_document
 
@@ -253,7 +254,8 @@ def study(made: Any, _: Any) -> None:
 
 @command(data, "edgekd.api:check_data")
 def check(found: Any, _: Any) -> None:
-    """Find unreadable images, duplicates and uneven classes. With a teacher also near-duplicates and label errors."""
+    """Find unreadable images, duplicates and class imbalance. With a teacher, also find near-duplicates and label
+    errors."""
     result(*found.summary(), f"page: {found.page}")
 
 
@@ -287,7 +289,7 @@ def vl_train(run: Any, _: Any) -> None:
 
 @command(vl, "edgekd.artifacts.vl:evaluate_vl", "evaluate")
 def vl_evaluate(rows: Any, _: Any) -> None:
-    """Print the accuracy in and out of domain. Beside it stands that of the most frequent answer."""
+    """Print the accuracy in and out of domain. The last column is the accuracy of the most frequent answer."""
     lines = [["suite", "examples", "accuracy %", "constant answer %"]]
     for row in rows:
         shares = (f"{100 * row[key]:.1f}" for key in ("accuracy", "majority"))
@@ -354,7 +356,7 @@ def recipes() -> None:
 
 @command(known, "edgekd.api:missing_embeddings")
 def missing(names: Any, _: Any) -> None:
-    """List images that are missing from a file of embeddings. By the names it must use."""
+    """List images missing from a file of embeddings. The names are those needed in the file."""
     _print(names)
 
 

@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 Show = Callable[[Any, Any], None]
-"""Print what a verb returned for a configuration."""
+"""Print the result of a function of a configuration."""
 
 
 def command(
     app: typer.Typer, verb: str, name: str | None = None, pick: Callable[[Any], str] | None = None
 ) -> Callable[[Show], Show]:
-    """Register a command that calls a verb; the decorated function prints what it returns.
+    """Register a command that calls a function; the decorated function prints its result.
 
     Args:
-        verb: `module:function` decorated with `edgekd.configs.verbs.verb`; imported when it is needed.
-        name: the command; None takes the function's name.
-        pick: configuration → the function of the module to call; None: always the verb.
+        verb: `module:function` decorated with `edgekd.configs.verbs.verb`, imported on first use.
+        name: name of the command; None is the function's name.
+        pick: configuration → name of the function in that module to call; None: always the verb.
     """
 
     def register(show: Show) -> Show:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -70,6 +70,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if close:
         return f'Did you mean "{close[0]}"?'
     return "Known: " + ", ".join(names[:12]) + (", …" if len(names) > 12 else "") + "."
+
+
+def check_known(word: str, known: Collection[str], message: str, more: str = "") -> None:
+    """Raise an `EdgekdError` with the closest known word as its hint, and `more` behind it, for an unknown `word`."""
+    if word not in known:
+        raise EdgekdError(message, did_you_mean(word, known) + more)
 
 
 def first_line(error: BaseException) -> str:

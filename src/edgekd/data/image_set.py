@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.core.console import Tally, warn
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, check_known
 from edgekd.core.readers import like_names
 from edgekd.data import toy
 from edgekd.data.sources import open_source, scan
@@ -69,10 +69,7 @@ class ImageSet:
     def of_classes(self, names: Sequence[str]) -> ImageSet:
         """Return the images of these classes alone, labelled in the order of `names`, which must be known."""
         for name in names:
-            if name not in self.classes:
-                raise EdgekdError(
-                    f'{self.name} has no class "{name}".', did_you_mean(name, self.classes)
-                )
+            check_known(name, self.classes, f'{self.name} has no class "{name}".')
         place = np.full(len(self.classes), -1, dtype=np.int64)
         place[[self.classes.index(name) for name in names]] = np.arange(len(names))
         kept = np.flatnonzero(place[self.labels] >= 0)

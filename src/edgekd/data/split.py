@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from edgekd.core.console import Tally, warn
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, check_known
 from edgekd.core.files import short_hash, write_json
 from edgekd.core.readers import printable_values, read_object
 from edgekd.data.image_set import ImageSet, some
@@ -138,15 +138,13 @@ def _left_out(images: ImageSet, wanted: str) -> str | None:
     layered = images.domains != ("all",)
     if wanted == "none" or (wanted == "auto" and not layered):
         return None
-    if wanted != "auto" and wanted not in images.domains:
-        if not layered:
-            raise EdgekdError(
-                f'{images.name} has no domains, so "{wanted}" cannot be left out.',
-                "Use --test-domain none.",
-            )
+    if wanted != "auto" and not layered:
         raise EdgekdError(
-            f'{images.name} has no domain "{wanted}".', did_you_mean(wanted, images.domains)
+            f'{images.name} has no domains, so "{wanted}" cannot be left out.',
+            "Use --test-domain none.",
         )
+    if wanted != "auto":
+        check_known(wanted, images.domains, f'{images.name} has no domain "{wanted}".')
     if len(images.domains) == 1:
         raise EdgekdError(
             f"{images.name} has only one domain, {images.domains[0]}; leaving it out leaves nothing to train on.",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, check_known
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import ROLES, Split, build_split, grouped, make_split, shuffled, with_roles
 
@@ -36,10 +36,7 @@ def run_images(images: ImageSet, config: TrainConfig) -> ImageSet:
 def check_unseen(config: TrainConfig, images: ImageSet) -> None:
     """Refuse unseen classes that do not exist or leave too little to train."""
     for name in config.unseen_classes:
-        if name not in images.classes:
-            raise EdgekdError(
-                f'{images.name} has no class "{name}".', did_you_mean(name, images.classes)
-            )
+        check_known(name, images.classes, f'{images.name} has no class "{name}".')
     if config.unseen_classes and len(set(images.classes) - set(config.unseen_classes)) < 2:
         raise EdgekdError(
             f"{len(set(config.unseen_classes))} of {len(images.classes)} classes are unseen, and two must train.",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.core.console import Tally
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, check_known
 from edgekd.data.image_set import ImageSet, JoinedReader, toy_images
 from edgekd.data.sources import open_source, scan
 from edgekd.data.split import ROLES, Split, build_split, read_split, shuffled
@@ -50,8 +50,7 @@ def load_unlabelled(source: str | Path) -> ImageSet:
 
 
 def _toy_style(style: str) -> ImageSet:
-    if style not in DOMAINS:
-        raise EdgekdError(f'The toy data have no style "{style}".', did_you_mean(style, DOMAINS))
+    check_known(style, DOMAINS, f'The toy data have no style "{style}".')
     images = toy_images(TOY_SEED, TOY_PER_CLASS)
     images = images.at(np.flatnonzero(images.domain_of == DOMAINS.index(style)))
     return ImageSet.without_labels(style, images.keys, images.ids, images.reader)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.core.console import say
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, check_known
 from edgekd.core.manifest import read_artifact
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.split import read_split, read_stored_split
@@ -147,9 +147,7 @@ def gather(config: BenchmarkConfig) -> Gathered:
         EdgekdError: a path that is neither, images that do not fit, an unknown suite, artifacts of different splits.
     """
     for name in config.suites:
-        if name not in COMPUTED:
-            hint = did_you_mean(name, COMPUTED)
-            raise EdgekdError(f'There is no suite "{name}" to compute.', hint)
+        check_known(name, COMPUTED, f'There is no suite "{name}" to compute.')
     wilds, plain = wilds_named(config.ood)
     named: dict[str, Any] = {
         "ood": named_folders(plain, "--ood"),

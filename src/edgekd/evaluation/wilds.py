@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.benchmark.subjects import Suite
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, check_known
 from edgekd.core.readers import printable, read_text
 from edgekd.data.image_set import ImageSet
 from edgekd.data.images import UnreadableImage, content_key, read_bytes
@@ -49,10 +49,7 @@ def wilds_named(given: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]
             others.append(text)
             continue
         name, _, folder = text.removeprefix(PREFIX).partition("=")
-        if name not in DATASETS:
-            raise EdgekdError(
-                f'WILDS has no images "{name}" to classify.', did_you_mean(name, DATASETS)
-            )
+        check_known(name, DATASETS, f'WILDS has no images "{name}" to classify.')
         pairs.append((name, folder or "data"))
     return pairs, others
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgekd.configs.study import DECIDED, StudyConfig, decided
 from edgekd.configs.train import TrainConfig
 from edgekd.core.console import say
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, check_known
 from edgekd.core.files import short_hash
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.subsets import (
@@ -211,11 +211,8 @@ def named_recipes(wanted: Sequence[str], baseline: str | None) -> dict[str, str]
     for text in dict.fromkeys(wanted):
         name, equals, recipe = (part.strip() for part in text.partition("="))
         recipe = recipe if equals else name
-        if recipe not in RECIPES:
-            raise EdgekdError(
-                f'There is no recipe "{recipe}".',
-                did_you_mean(recipe, RECIPES) + " See: edgekd list recipes.",
-            )
+        message = f'There is no recipe "{recipe}".'
+        check_known(recipe, RECIPES, message, " See: edgekd list recipes.")
         if not re.fullmatch(r"\w[\w.+ -]*", name):
             raise EdgekdError(
                 f'"{name}" cannot name a row of a study.',
@@ -229,11 +226,9 @@ def named_recipes(wanted: Sequence[str], baseline: str | None) -> dict[str, str]
         names[name] = recipe
     if not names:
         raise EdgekdError("No recipe was named.", "Name some: --recipes erm,kd,vl2v-adip.")
-    if baseline is not None and baseline not in names:
-        raise EdgekdError(
-            f'The baseline "{baseline}" is not among the recipes.',
-            did_you_mean(baseline, names) + " Add it to them.",
-        )
+    if baseline is not None:
+        message = f'The baseline "{baseline}" is not among the recipes.'
+        check_known(baseline, names, message, " Add it to them.")
     return names
 
 
@@ -247,8 +242,7 @@ def _settings_by_recipe(texts: Sequence[str], names: Sequence[str]) -> dict[str,
                 f'"{text}" is not a setting of one recipe.',
                 "Write --recipe-set RECIPE:name=value, or --set for all.",
             )
-        if name not in names:
-            raise EdgekdError(f'The study has no recipe "{name}".', did_you_mean(name, names))
+        check_known(name, names, f'The study has no recipe "{name}".')
         found.setdefault(name, []).append(setting)
     return found
 
@@ -292,10 +286,7 @@ def _domains(study: StudyConfig, images: ImageSet) -> tuple[str | None, ...]:
     if wanted in ((), ("all",)):
         return images.domains
     for name in wanted:
-        if name not in images.domains:
-            raise EdgekdError(
-                f'{images.name} has no domain "{name}".', did_you_mean(name, images.domains)
-            )
+        check_known(name, images.domains, f'{images.name} has no domain "{name}".')
     return wanted
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekd.core.ahead import map_ahead
 from edgekd.core.console import Tally, say
-from edgekd.core.errors import EdgekdError, did_you_mean, first_line
+from edgekd.core.errors import EdgekdError, check_known, first_line
 from edgekd.core.files import read_index, short_hash, write_index
 from edgekd.core.readers import printable
 from edgekd.data.images import check_content, read_bytes
@@ -114,9 +114,10 @@ def _load(spec: str) -> dict[str, Any]:
             f"The dataset {name} cannot be loaded ({first_line(error)}).",
             "Name one of the hub, or a folder that save_to_disk wrote.",
         ) from error
-    if split and split not in tables:
-        raise EdgekdError(f'{name} has no split "{split}".', did_you_mean(split, tables))
-    return {split: tables[split]} if split else tables
+    if not split:
+        return tables
+    check_known(split, tables, f'{name} has no split "{split}".')
+    return {split: tables[split]}
 
 
 def _image_column(spec: str, features: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekd.core.console import Tally
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, check_known, did_you_mean
 from edgekd.core.readers import like_names, printable, read_text
 from edgekd.data.images import EXTENSIONS
 from edgekd.data.sources.layouts import whole_parts
@@ -130,11 +130,8 @@ def list_all(root: Path) -> Listing:
 
 def role_of(split: str, place: str) -> str:
     """Return the role that a split's name means; one that is unknown is an `EdgekdError` about `place`."""
-    role = ROLES.get(split.lower())
-    if role is None:
-        hint = did_you_mean(split.lower(), ROLES)
-        raise EdgekdError(f'{place} has the split "{printable(split)}".', hint)
-    return role
+    check_known(split.lower(), ROLES, f'{place} has the split "{printable(split)}".')
+    return ROLES[split.lower()]
 
 
 def is_image(name: str) -> bool:
