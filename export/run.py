@@ -19,13 +19,12 @@ from edgekd.configs.export import ExportConfig
 from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError
 from edgekd.core.folders import ARTIFACT
-from edgekd.core.manifest import Artifact, Precision, read_artifact
+from edgekd.core.manifest import Artifact, Precision, newest_run, read_artifact
 from edgekd.data.corruptions import NAMES, SIZE, corrupt
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
 from edgekd.data.unlabelled import NO_DOMAIN, with_unlabelled
 from edgekd.distill.classification.load_run import LoadedRun, load_run
-from edgekd.distill.classification.plan import newest_run
 from edgekd.distill.inputs.batches import pixel_batches
 from edgekd.distill.loggers import attach_to_run
 from edgekd.export.artifact import export_model

@@ -248,14 +248,6 @@ def split_after(folder: Path, split: Split) -> Split:
     )
 
 
-def newest_run() -> Path:
-    """Return the most recently finished run under `runs/`."""
-    finished = sorted(Path("runs").glob("*/run.json"), key=os.path.getmtime)
-    if not finished:
-        raise EdgekdError("There is no finished run under runs/.", "Train one first: edgekd train.")
-    return finished[-1].parent
-
-
 def _newest_unfinished() -> Path:
     folders = [path.parent for path in Path("runs").glob("*/config.json")]
     started = [folder for folder in folders if not (folder / "run.json").exists()]

@@ -260,7 +260,7 @@ def report(config: ReportConfig) -> Path:
         The page, `<out>/comparison.html`.
     """
     from edgekd.benchmark.report.comparison import write_comparison
-    from edgekd.distill.classification.plan import newest_run
+    from edgekd.core.manifest import newest_run
 
     places = list(config.paths) or [newest_run()]
     return write_comparison(places, config.out, overwrite=config.overwrite)

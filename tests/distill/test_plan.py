@@ -14,12 +14,12 @@ from edgekd.api import plan_training
 from edgekd.configs.train import TrainConfig
 from edgekd.configs.vl import VlTrainConfig
 from edgekd.core.errors import EdgekdError
+from edgekd.core.manifest import newest_run
 from edgekd.distill.classification.plan import (
     DEFAULT_EPOCHS,
     TOY_BATCH,
     TOY_SIZE,
     TOY_STEPS,
-    newest_run,
     settle,
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -330,3 +331,11 @@ def read_run(folder: Path) -> Run:
             f"{folder} holds no finished run.", hint or "Name a folder that edgekd train wrote."
         )
     return _read(Run, folder, "run", "Train it again", unversioned=1)
+
+
+def newest_run() -> Path:
+    """Return the most recently finished run under `runs/`."""
+    finished = sorted(Path("runs").glob("*/run.json"), key=os.path.getmtime)
+    if not finished:
+        raise EdgekdError("There is no finished run under runs/.", "Train one first: edgekd train.")
+    return finished[-1].parent

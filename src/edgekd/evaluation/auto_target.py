@@ -14,9 +14,8 @@ from edgekd.configs.export import ExportConfig
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.formats import Precision
-from edgekd.core.manifest import read_artifact
+from edgekd.core.manifest import newest_run, read_artifact
 from edgekd.distill.classification.load_run import LoadedRun, load_run
-from edgekd.distill.classification.plan import newest_run
 from edgekd.export.artifact import export_model
 from edgekd.export.quantize.integer_form import can_be_padded
 from edgekd.export.run import source_of

@@ -16,9 +16,9 @@ from edgekd.benchmark.evaluate.predictions import columns_among
 from edgekd.configs.benchmark import EvaluateConfig
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.core.manifest import newest_run
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill.classification.load_run import LoadedRun, load_run
-from edgekd.distill.classification.plan import newest_run
 from edgekd.distill.classification.predict import (
     predict_all,
     probe_scores,

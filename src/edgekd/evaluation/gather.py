@@ -14,12 +14,11 @@ from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError, check_known
-from edgekd.core.manifest import read_artifact
+from edgekd.core.manifest import newest_run, read_artifact
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.split import read_split, read_stored_split
 from edgekd.data.unlabelled import NO_DATA, load_unlabelled
 from edgekd.distill.classification.load_run import LoadedRun, load_run
-from edgekd.distill.classification.plan import newest_run
 from edgekd.evaluation import suites as made
 from edgekd.evaluation.class_names import spoken_as
 from edgekd.evaluation.prompt_variants import with_prompt_variants
