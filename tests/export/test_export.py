@@ -120,7 +120,7 @@ def test_a_failed_gate_keeps_the_file_aside(fp32: Path, tmp_path: Path) -> None:
         ("fp32", {"parity_images": pictures(1)[:0]}, "no images for the parity check"),
         ("int4", {}, "int4"),
         ("int8", {"calibrator": "mes"}, "mse"),
-        ("fp16", {"calibrator": "mse"}, "no calibrator"),
+        ("fp16", {"calibrator": "mse"}, "no ranges to choose"),
         ("int8", {"calibrator": "mse", "target": "openvino"}, "openvino has no calibrator"),
         ("fp32", {"min_agreement": 50}, "--min-agreement"),
         ("fp32", {"target": "onnxruntim"}, "There is no target"),
