@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import edgekd
 from edgekd.cli import app
 from edgekd.cli.commands import command
 from edgekd.configs.base import Config, Counts, OptionalPath, Words, check, option
-from edgekd.configs.export import ExportConfig
+from edgekd.configs.export import AddClassConfig, ExportConfig
 from edgekd.configs.study import StudyConfig
 from edgekd.configs.train import TrainConfig
 from edgekd.configs.verbs import verb
@@ -145,6 +146,13 @@ def test_a_study_takes_the_settings_of_a_run(tmp_path: Path) -> None:
     config = study.train_config(["lr=0.5"])
     assert (config.lr, config.steps, config.stages) == (0.5, 4, {"distill": {"lr": 3.0}})
     assert config.model_fields_set == {"lr", "steps", "stages"}
+
+
+def test_a_class_has_one_source(tmp_path: Path) -> None:
+    given = {"images": [tmp_path], "text_vector": tmp_path / "v.npy", "teacher": "toy"}
+    for pair in itertools.combinations(given, 2):
+        with pytest.raises(EdgekdError):
+            AddClassConfig.load(artifact=tmp_path, name="bird", **{one: given[one] for one in pair})
 
 
 class PaintOptions(Config):
