@@ -32,7 +32,7 @@ Means = dict[str, NDArray[np.float64]]
 BINS = 4096
 """Bins of a histogram on each side of 0."""
 PERCENTILE = 99.99
-"""Share of the values that `percentile` covers, in percent."""
+"""Share of the values in the range of `percentile`, in percent."""
 _ENTROPY_BINS = 1024  # on both sides together; the cost of the search is quadratic in it
 _ENTROPY_LEVELS = 128
 _SHRINK, _TRIALS = 0.93, 80  # of a range, down to 0.3 % of it
@@ -42,7 +42,7 @@ _WHOLE = 2
 
 
 def check_calibration(calibration: NDArray[np.uint8]) -> None:
-    """Refuse calibration images that are too few, or all alike."""
+    """Raise an `EdgekdError` if there are no calibration images, or if all are equal."""
     if len(calibration) == 0:
         raise EdgekdError(
             "There are no calibration images.", "Give some of the training images, 200 or more."
@@ -50,7 +50,7 @@ def check_calibration(calibration: NDArray[np.uint8]) -> None:
     alike = (calibration == calibration[0]).all()
     if alike and (len(calibration) > 1 or np.ptp(calibration[0]) == 0):
         raise EdgekdError(
-            "All calibration images are alike, so the ranges of activations would be wrong.",
+            "All calibration images are equal, so the ranges of activations would be wrong.",
             "Give real and varied images, 200 or more.",
         )
 
@@ -77,9 +77,9 @@ def observe(
     tensors: Sequence[str],
     averaged: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> tuple[Ranges, Means]:
-    """Return the smallest and the largest value of each of the tensors over the images, and means.
+    """Return the smallest and the largest value of each tensor over the images, and means.
 
-    Means are those of the tensors in `averaged`, over the axes given there. NaN and infinities are an `EdgekdError`.
+    Means are computed for the tensors in `averaged`, over the axes given there. NaN and infinity are an `EdgekdError`.
     """
     probe = copied(model)
     graph = probe.graph
@@ -185,7 +185,7 @@ def counted(
         for name, value in some.items():
             if (limit := reach(*extremes[name])) > 0:
                 scaled = np.floor(value.reshape(-1) * np.float32(BINS / limit))
-                # The largest value, possibly with another last digit than in the first pass, would be outside.
+                # The largest value may differ in the last digit from the first pass, and would then be outside.
                 places = np.clip(scaled.astype(np.intp) + BINS, 0, 2 * BINS - 1)
                 counts[name] += np.bincount(places, minlength=2 * BINS)
     return counts
