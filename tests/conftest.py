@@ -37,6 +37,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _brief_timing() -> Iterator[None]:
+    """Let an export time its files for a tenth of a second instead of several: no test is about those figures."""
+    from edgekd.targets.timing import speed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "NOTE", speed.Protocol("note", 4, 0.01, 0.1, 20, 0.05, 2.0, 0.01, 1))
+        yield
+
+
 @pytest.fixture
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache for one test."""

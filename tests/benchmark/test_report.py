@@ -156,7 +156,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(tmp_path: Path)
         ([], suites, "no model"),
         ([one], [], "no images"),
         ([one], [*suites, empty], "measure on in ood:art"),
-        ([one, one], suites, "r/torch is to be measured twice"),
+        ([one, one], suites, "r/torch is given twice"),
         ([one], [foreign], "torch of run r"),
     ):
         with pytest.raises(EdgekdError, match=message):

@@ -170,8 +170,8 @@ def npy(shape: str = "(3,)", descr: str = "'<f4'", data: bytes = b"\0" * 12) -> 
 def npz(member: bytes, *, compressed: bool = False, name: str = "a.npy") -> bytes:
     buffer = io.BytesIO()
     kind = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
-    with zipfile.ZipFile(buffer, "w", kind) as archive:
-        archive.writestr(name, member)
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(zipfile.ZipInfo(name), member, kind)  # without a date: it is in a test's name
     return buffer.getvalue()
 
 

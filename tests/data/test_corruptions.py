@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from edgekd.benchmark.evaluate.accuracy import ALEXNET_ERRORS, mean_corruption_error
 from edgekd.data import corruptions as c
@@ -23,9 +24,7 @@ def changed(picture: np.ndarray, name: str, severity: int, key: str = "k") -> np
 
 
 @pytest.mark.parametrize("name", c.NAMES)
-def test_the_same_image_each_time_and_another_for_another_key(
-    name: str, picture: np.ndarray
-) -> None:
+def test_corruption_follows_the_key(name: str, picture: np.ndarray) -> None:
     once = c.corrupt(picture, name, 3, "k")
     assert (once.dtype, once.shape) == (np.uint8, picture.shape)
     assert (once == c.corrupt(picture, name, 3, "k")).all()
@@ -74,16 +73,14 @@ def test_blur_kernels() -> None:
 
 
 def test_zoom_is_scipys_zoom_of_the_middle(picture: np.ndarray) -> None:
-    ndimage = pytest.importorskip("scipy.ndimage", reason="scipy is not installed")
     x = picture[..., 0] / 255.0
-    for factor in (1.0, 1.06, 1.3, 2.5):
+    for factor in (1.06, 2.5):
         kept = int(np.ceil(224 / factor))
         top = (224 - kept) // 2
         large = ndimage.zoom(x[top : top + kept, top : top + kept], factor, order=1)
         trim = (large.shape[0] - 224) // 2
-        assert c.zoomed(x, factor) == pytest.approx(
-            large[trim : trim + 224, trim : trim + 224], abs=1e-9
-        )
+        middle = large[trim : trim + 224, trim : trim + 224]
+        assert c.zoomed(x, factor) == pytest.approx(middle, abs=1e-9)
 
 
 def test_plasma_is_the_published_diamond_square() -> None:
@@ -109,24 +106,12 @@ def test_pixelate_and_jpeg_are_pillows(picture: np.ndarray) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["gaussian_noise", "defocus_blur", "zoom_blur", "contrast"])
-def test_more_is_worse(name: str, picture: np.ndarray) -> None:
-    distances = [
-        np.abs(changed(picture, name, severity) - picture).mean() for severity in (1, 3, 5)
-    ]
-    assert distances == sorted(distances)
-    assert distances[0] > 0
-
-
 def test_mce_of_alexnet_is_one_and_of_perfection_zero() -> None:
     own = {name: (1 - error,) * 5 for name, error in ALEXNET_ERRORS.items()}
     assert set(own) == set(c.NAMES)
+    assert sum(ALEXNET_ERRORS.values()) == pytest.approx(11.834896)  # the published ones
     assert mean_corruption_error(own, ALEXNET_ERRORS) == pytest.approx(1.0)
     assert mean_corruption_error(dict.fromkeys(own, (1.0,) * 5), ALEXNET_ERRORS) == 0
     by_hand = (0.15 / 0.3 + 0.4 / 0.8) / 2
     two = {"fog": (0.9, 0.8), "snow": (0.7, 0.5)}
     assert mean_corruption_error(two, {"fog": 0.3, "snow": 0.8}) == pytest.approx(by_hand)
-
-
-def test_alexnets_errors_are_the_published_ones() -> None:
-    assert sum(ALEXNET_ERRORS.values()) == pytest.approx(11.834896)

@@ -3,13 +3,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-import pickle
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -56,36 +54,22 @@ def test_domain_layout(tmp_path: Path, make_domain_folder: Make) -> None:
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "Validation"])
-def test_role_layout(tmp_path: Path, make_domain_folder: Make, val: str) -> None:
-    images = load_images(make_domain_folder(tmp_path, domains=("train", val, "test"), count=1))
-    assert images.domains == ("all",)
+def test_roles_and_classes_by_value(tmp_path: Path, make_domain_folder: Make, val: str) -> None:
+    layout = {"domains": ("train", val, "test"), "classes": ("10", "9")}
+    images = load_images(make_domain_folder(tmp_path, **layout, count=1))
+    assert (images.classes, images.domains) == (("9", "10"), ("all",))
     roles = {name.split("/")[0]: role for name, role in zip(images.ids, images.roles, strict=True)}
     assert roles == {"train": "train", val: "val", "test": "test"}
 
 
-def test_class_layout_orders_numbered_classes_by_value(
-    tmp_path: Path, make_domain_folder: Make
-) -> None:
-    images = load_images(
-        make_domain_folder(tmp_path, domains=(), classes=("10", "9", "0"), count=1)
-    )
-    assert (images.classes, images.domains) == (("0", "9", "10"), ("all",))
-    assert images.ids == ("0/0000.png", "10/0000.png", "9/0000.png")
-    assert images.labels.tolist() == [0, 2, 1]
-
-
 NOT_READ = [
     ([], "holds no image"),
-    (["cat/"], "holds no image"),
     (["cat/notes.txt"], "1 × file ending .txt"),
     (["a.png"], "lie in no class folder"),
     (["cat/a.png", "cat/b.png"], 'only one class, "cat"'),
     (["cat/empty.jpg", "dog/empty.jpg"], "None of the 2 images"),
     (["cat/a.png", "dog/b.png", "bird/empty.jpg"], 'The class folder "bird"'),
-    (
-        ["cat/a.png", "art/cat/b.png", "art/dog/c.png"],
-        "different depths: art/cat/b.png and cat/a.png",
-    ),
+    (["cat/a.png", "art/cat/b.png", "art/dog/c.png"], "art/cat/b.png and cat/a.png"),
     (["one/two/art/cat/a.png"], "4 folders deep"),
     (["train/cat/a.png", "train/dog/b.png", "sketch/cat/c.png"], "sketch lies beside train"),
     (["train/a/1.png", "val/a/2.png", "valid/a/3.png"], "two folders for one role"),
@@ -93,32 +77,67 @@ NOT_READ = [
 
 
 @pytest.mark.parametrize(("paths", "message"), NOT_READ)
-def test_folders_that_cannot_be_read_as_data(
-    tmp_path: Path, make_image: Make, paths: list[str], message: str
-) -> None:
-    for seed, name in enumerate(paths):
-        path = tmp_path / name
-        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
-        if name.endswith(".png"):
-            make_image(path, seed=seed)
-        elif not name.endswith("/"):
-            path.touch()
+def test_folders_refused(tmp_path: Path, make_image: Make, paths: list[str], message: str) -> None:
+    for seed, path in enumerate(tmp_path / name for name in paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_image(path, seed=seed) if path.suffix == ".png" else path.touch()
     assert message in str(refusal(tmp_path))
 
 
-def test_gaps_and_contradictions_are_reported(
-    tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
+HEADED = b"path,label,domain,split\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("classes.txt", b"tench\n", "names 1 classes, but there are 2"),
+        ("classes.txt", b"tench\ntench\n", 'gives two classes the name "tench"'),
+        ("classes.txt", b"fire hydrant\nFire_hydrant\n", '"fire hydrant" and "Fire_hydrant"'),
+        ("classes.txt", b"n01\ttench\nn2\tshark\n", 'Did you mean "n02"?'),
+        ("classes.txt", b"n01\ttench\nshark\n", "Line 2"),
+        ("classes.txt", b"n01\ttench\nn01\tshark\n", 'names "n01" again'),
+        ("m.csv", b"paht,label\na.png,x\n", "its columns are paht, label"),
+        ("m.csv", b"path,klass\na.png,x\n", 'no column "label"'),
+        ("m.csv", b"path,label,domian\na.png,x,y\n", 'Did you mean "domain"?'),
+        ("m.csv", HEADED + b"a.png,x,y,tran\n", 'Did you mean "train"?'),
+        ("m.csv", HEADED + b"a.png,x,y,\n", 'the split ""'),
+        ("m.csv", HEADED + b"a.png,x,y,train\n,x,y,train\n", "Row 3"),
+        ("m.csv", HEADED + b"a.png,nan,y,train\n", "no label"),
+        ("m.csv", HEADED + b"a.png,x,<NA>,train\n", "no domain"),
+        ("m.csv", HEADED, "has no rows"),
+        ("m.csv", b"", 'no column "path"'),
+        ("m.csv", b"path,label\ncaf\xe9.png,x\n", "not readable UTF-8"),
+        ("m.parquet", b"PAR1", "not readable Parquet"),
+        ("m.parquet", {"path": ["a.png", "b.png"], "label": [1.0, float("nan")]}, "Row 2 of"),
+        ("m.parquet", {"path": ["a.png"], "label": ["x"], "domain": [2**62]}, "m.parquet"),
+    ],
+)
+def test_manifests_and_class_names_that_do_not_fit(
+    tmp_path: Path, make_domain_folder: Make, name: str, content: Any, message: str
 ) -> None:
-    root = make_domain_folder(tmp_path, classes=("cat", "dog", "eel"), count=1)
-    shutil.rmtree(root / "photo" / "dog")
-    (root / "photo" / "eel" / "0000.png").unlink()
-    shutil.copy(root / "art" / "cat" / "0000.png", root / "art" / "dog" / "same.png")
-    assert len(load_images(root)) == 8
-    text = warned(capsys)
-    assert "domain photo has no image of 2 of 3 classes: dog, eel." in text
-    assert (
-        "same content, different label (for example art/cat/0000.png and art/dog/same.png)" in text
+    root = make_domain_folder(tmp_path, domains=("art",), classes=("n01", "n02"), count=1)
+    if isinstance(content, bytes):
+        (root / name).write_bytes(content)
+    else:
+        table = pyarrow.table(content)
+        if "domain" in content:  # a time out of range
+            table = table.set_column(2, "domain", table["domain"].cast(pyarrow.timestamp("us")))
+        pyarrow.parquet.write_table(table, root / name)
+    assert message in str(refusal(root if name == "classes.txt" else root / name))
+
+
+def test_gaps(tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_domain_folder(
+        tmp_path, classes=("cat", "dog", "fire hydrant", "fire_hydrant"), count=1
     )
+    shutil.rmtree(root / "photo" / "dog")
+    (root / "photo" / "fire hydrant" / "0000.png").unlink()
+    shutil.copy(root / "art" / "cat" / "0000.png", root / "art" / "dog" / "same.png")
+    assert len(load_images(root)) == 11
+    text = warned(capsys)
+    assert "domain photo has no image of 2 of 4 classes: dog, fire hydrant." in text
+    assert "different label (for example art/cat/0000.png and art/dog/same.png)" in text
+    assert '"fire hydrant", "fire_hydrant"' in text  # a teacher reads them alike
 
 
 def test_unreadable_files_are_left_out_and_counted_once(
@@ -130,40 +149,28 @@ def test_unreadable_files_are_left_out_and_counted_once(
     (root / "cat" / "empty.png").touch()
     (root / "dog" / "page.jpg").write_text("<html>")
     (root / "dog" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    (root / "dog" / "notes.txt").write_text("none")
-    for name in (".hidden.png", "Thumbs.db"):
+    for name in ("notes.txt", ".hidden.png", "Thumbs.db"):
         (root / "dog" / name).write_bytes(b"x")
     assert load_images(root).ids == ("cat/0000.png", "cat/0001.png", "dog/0000.png", "dog/0001.png")
     text = warned(capsys)
     assert text.count("warning") == 1
-    for part in (
-        "1 × empty file (for example cat/empty.png)",
-        "1 × truncated (for example cat/cut.jpg)",
-        "1 × not an image (for example dog/page.jpg)",
-        "1 × missing (for example dog/gone.jpg)",
-        "1 × file ending .txt (for example dog/notes.txt)",
-    ):
-        assert part in text
-    assert "hidden" not in text
-    assert "Thumbs" not in text
+    assert text.count("1 × ") == 5
+    for name in ("cat/empty.png", "cat/cut.jpg", "dog/page.jpg", "dog/gone.jpg", "dog/notes.txt"):
+        assert f"(for example {name})" in text
 
 
-def test_links_in_circles_end(tmp_path: Path, make_domain_folder: Make) -> None:
+def test_links_in_circles_and_odd_names(tmp_path: Path, make_domain_folder: Make) -> None:
     root = make_domain_folder(tmp_path / "data", count=1)
     (root / "art" / "cat" / "up").symlink_to(root)
     (root / "again").symlink_to(root)
     (root / "self").symlink_to(root / "self")
     (root / "dog.jpg").symlink_to(root / "dog.jpg")
     os.mkfifo(root / "art" / "cat" / "pipe.jpg")
-    assert len(load_images(root)) == 6
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such file names")
-def test_names_that_are_no_utf8(tmp_path: Path, make_domain_folder: Make) -> None:
-    root = make_domain_folder(tmp_path, domains=(), count=1)
-    os.rename(os.fsencode(root / "cat" / "0000.png"), os.fsencode(root / "cat") + b"/caf\xe9.png")
+    folder = os.fsencode(root / "art" / "cat")
+    os.rename(folder + b"/0000.png", folder + b"/caf\xe9.png")
     images = load_images(root)
-    assert images.ids[0] == "cat/caf\\xe9.png"
+    assert len(images) == 6
+    assert images.ids[0] == "art/cat/caf\\xe9.png"
     assert images.read(0).size == (40, 32)
 
 
@@ -174,49 +181,34 @@ def test_class_names_by_line_or_as_pairs(tmp_path: Path, make_domain_folder: Mak
         assert load_images(root).classes == ("tench", "great white shark")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("tench\n", "names 1 classes, but there are 2"),
-        ("tench\ntench\n", 'gives two classes the name "tench"'),
-        ("fire hydrant\nFire_hydrant\n", 'the name "fire hydrant" and "Fire_hydrant"'),
-        ("n01\ttench\nn2\tshark\n", 'Did you mean "n02"?'),
-        ("n01\ttench\nshark\n", "Line 2"),
-        ("n01\ttench\nn01\tshark\n", 'names "n01" again'),
-    ],
-)
-def test_class_names_that_do_not_fit(
-    tmp_path: Path, make_domain_folder: Make, text: str, message: str
-) -> None:
-    root = make_domain_folder(tmp_path, classes=("n01", "n02"), count=1)
-    (root / "classes.txt").write_text(text)
-    assert message in str(refusal(root))
-
-
-def test_csv_manifest(
+def test_csv_and_parquet_manifests(
     tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_domain_folder(tmp_path / "store", domains=(), count=2)
     rows = [
-        ("store/dog/0000.png", "hound", "outdoor", "train", "40"),
-        ("store/cat/0000.png", "tabby", "indoor", "valid", "40"),
-        ("store/cat/0001.png", "tabby", "outdoor", "test", "40"),
-        ("store/cat/gone.png", "tabby", "outdoor", "test", "40"),
+        ("store/dog/0000.png", "12", "outdoor", "train", "40"),
+        ("store/cat/0000.png", "3", "indoor", "valid", "40"),
+        ("store/cat/0001.png", "3", "outdoor", "test", "40"),
+        ("store/cat/gone.png", "3", "outdoor", "test", "40"),
     ]
     columns = ("path", "label", "domain", "split", "width")
     path = write_manifest(tmp_path / "pets.csv", columns, rows)
     path.write_text("\ufeff" + path.read_text() + "\n", encoding="utf-8")
-    images = load_images(path)
-    assert images.ids == ("store/cat/0000.png", "store/cat/0001.png", "store/dog/0000.png")
-    assert (images.name, images.classes) == ("pets", ("hound", "tabby"))
-    assert (images.labels.tolist(), images.domain_of.tolist()) == ([1, 1, 0], [0, 1, 1])
-    assert (images.domains, images.roles) == (("indoor", "outdoor"), ("val", "test", "train"))
-    text = warned(capsys)
-    assert "does not use: width" in text
-    assert "1 × missing (for example store/cat/gone.png)" in text
+    table = pyarrow.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)))
+    numbers = pyarrow.array([12, 3, 3, 3])
+    pyarrow.parquet.write_table(table.set_column(1, "label", numbers), tmp_path / "pets.parquet")
+    for manifest in (path, path.with_suffix(".parquet")):
+        images = load_images(manifest)
+        assert images.ids == ("store/cat/0000.png", "store/cat/0001.png", "store/dog/0000.png")
+        assert (images.name, images.classes) == ("pets", ("3", "12"))
+        assert (images.labels.tolist(), images.domain_of.tolist()) == ([0, 0, 1], [0, 1, 1])
+        assert (images.domains, images.roles) == (("indoor", "outdoor"), ("val", "test", "train"))
+        text = warned(capsys)
+        assert "does not use: width" in text
+        assert "1 × missing (for example store/cat/gone.png)" in text
 
 
-def test_one_file_however_it_is_spelled_is_one_image(
+def test_spellings(
     tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_domain_folder(tmp_path, domains=(), count=1)
@@ -232,71 +224,9 @@ def test_one_file_however_it_is_spelled_is_one_image(
         assert '"dog" after "cat"' in message
 
 
-@pytest.mark.parametrize("value", ["", "nan", "NaN", "<NA>"])
-@pytest.mark.parametrize("column", ["path", "label", "domain"])
-def test_a_row_without_a_value_is_refused_by_its_number(
-    tmp_path: Path, column: str, value: str
-) -> None:
-    row = {"path": "a.png", "label": "dog", "domain": "x"}
-    rows = [tuple(row.values()), tuple((row | {column: value}).values())]
-    path = write_manifest(tmp_path / "m.csv", tuple(row), rows)
-    message = str(refusal(path))
-    assert "Row 3" in message
-    assert f"no {column}" in message
-
-
-def test_a_missing_label_of_a_parquet_file_is_no_class(tmp_path: Path) -> None:
-    table = pyarrow.table({"path": ["a.png", "b.png"], "label": [1.0, float("nan")]})
-    pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
-    assert "Row 2 of" in str(refusal(tmp_path / "m.parquet"))
-
-
-@pytest.mark.parametrize("alike", [("fire hydrant", "fire_hydrant"), ("cafe\u0301", "caf\u00e9")])
-def test_classes_that_a_teacher_reads_alike_are_named(
-    tmp_path: Path,
-    make_domain_folder: Make,
-    capsys: pytest.CaptureFixture[str],
-    alike: tuple[str, str],
-) -> None:
-    load_images(make_domain_folder(tmp_path, domains=(), classes=(*alike, "cat"), count=1))
-    assert f'"{alike[0]}", "{alike[1]}"' in capsys.readouterr().err
-
-
-def test_parquet_manifest_equals_csv(tmp_path: Path, make_domain_folder: Make) -> None:
-    make_domain_folder(tmp_path, domains=(), count=2)
-    names = [f"{name}/000{i}.png" for name in ("cat", "dog") for i in (0, 1)]
-    table = pyarrow.table({"path": names, "label": [3, 3, 12, 12]})
-    pyarrow.parquet.write_table(table, tmp_path / "pets.parquet")
-    rows = list(zip(names, ("3", "3", "12", "12"), strict=True))
-    comma = load_images(write_manifest(tmp_path / "pets.csv", ("path", "label"), rows))
-    parquet = load_images(tmp_path / "pets.parquet")
-    assert parquet.classes == comma.classes == ("3", "12")
-    assert (parquet.ids, parquet.keys, parquet.domains) == (comma.ids, comma.keys, ("all",))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("m.csv", b"paht,label\na.png,x\n", "its columns are paht, label"),
-        ("m.csv", b"path,klass\na.png,x\n", 'no column "label"'),
-        ("m.csv", b"path,label,domian\na.png,x,y\n", 'Did you mean "domain"?'),
-        ("m.csv", b"path,label,split\na.png,x,tran\n", 'Did you mean "train"?'),
-        ("m.csv", b"path,label,split\na.png,x,\n", 'the split ""'),
-        ("m.csv", b"path,label\n", "has no rows"),
-        ("m.csv", b"", 'no column "path"'),
-        ("m.csv", b"path,label\ncaf\xe9.png,x\n", "not readable UTF-8"),
-        ("m.parquet", b"PAR1", "not readable Parquet"),
-    ],
-)
-def test_manifests_that_do_not_fit(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    assert message in str(refusal(tmp_path / name))
-    assert "There is no data at" in refusal(tmp_path / "absent.csv").message
-
-
 def test_a_second_load_opens_only_what_is_new(
-    tmp_path: Path, make_domain_folder: Make, make_image: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path: Path, own_cache: Path, make_domain_folder: Make, make_image: Make, monkeypatch: Any, capsys: Any
+) -> None:  # fmt: skip
     root = make_domain_folder(tmp_path / "data", count=2)
     (root / "art" / "cat" / "torn.png").write_bytes(b"\x89PNG")
     first = load_images(root)
@@ -315,23 +245,10 @@ def test_a_second_load_opens_only_what_is_new(
     second = load_images(root)
     changed = [a != b for a, b in zip(first.keys, second.keys, strict=True)]
     assert changed == [False, True] + [False] * 10
-
-
-def test_a_cache_that_cannot_be_written_is_no_obstacle(
-    tmp_path: Path, own_cache: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
-) -> None:
+    shutil.rmtree(own_cache)
     own_cache.write_text("a file where the cache's folder should be")
-    assert len(load_images(make_domain_folder(tmp_path / "data", count=1))) == 6
+    assert load_images(root).keys == second.keys
     assert "next time" in warned(capsys)
-
-
-def test_reading_is_picklable_and_thread_safe(tmp_path: Path, make_domain_folder: Make) -> None:
-    images = load_images(make_domain_folder(tmp_path / "data", count=4))
-    twin = pickle.loads(pickle.dumps(images))
-    expected = [np.asarray(images.read(i)) for i in range(len(images))]
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: np.asarray(twin.read(i)), range(len(twin))))
-    assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
 def test_an_image_that_vanishes_later(tmp_path: Path, make_domain_folder: Make) -> None:
@@ -340,18 +257,3 @@ def test_an_image_that_vanishes_later(tmp_path: Path, make_domain_folder: Make) 
     (root / "art" / "cat" / "0000.png").unlink()
     with pytest.raises(EdgekdError, match="cannot be now: missing"):
         images.read(0)
-
-
-@pytest.mark.parametrize("damage", ["truncated", "columns twice", "a time out of range"])
-def test_parquet_that_nothing_can_use_is_one_sentence(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "m.parquet"
-    table = pyarrow.table({"path": ["a.png"], "label": ["cat"]})
-    if damage == "columns twice":
-        table = table.append_column("path", pyarrow.array(["b.png"]))
-    if damage == "a time out of range":
-        odd = pyarrow.array([2**62]).cast(pyarrow.timestamp("us"))
-        table = table.append_column("domain", odd)
-    pyarrow.parquet.write_table(table, path)
-    if damage == "truncated":
-        path.write_bytes(path.read_bytes()[:300])
-    assert str(path) in str(refusal(path))

@@ -110,13 +110,14 @@ def test_every_mode_becomes_rgb_on_white(data: bytes, pixels: list[tuple[int, ..
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_the_first_frame_of_an_animation(kind: str) -> None:
     red, blue = (Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE))
-    options = {"lossless": True} if kind == "WEBP" else {}
-    data = encoded(red, kind, save_all=True, append_images=[blue], **options)
+    data = encoded(red, kind, save_all=True, append_images=[blue], lossless=True)
     assert np.asarray(decode(data))[4, 4].tolist() == list(RED)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("kind", "orientation"),
+    [*(("JPEG", n) for n in range(1, 9)), ("PNG", 6), ("TIFF", 6), ("WEBP", 6)],
+)
 def test_exif_orientation(kind: str, orientation: int) -> None:
     # 48 x 32 with a red corner top left, a blue one top right. EXIF says which side stored row 0 and column 0 are.
     scene = np.full((32, 48, 3), 255, dtype=np.uint8)
@@ -140,57 +141,51 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
 def test_draft_never_goes_below_what_is_wanted() -> None:
     data = encoded(noise(640, 480), "JPEG")
     # Fractions JPEG offers: 1, 1/2, 1/4, 1/8 of 640 x 480.
-    assert decode(data, draft=241).size == (640, 480)
-    assert decode(data, draft=240).size == (320, 240)
-    assert decode(data, draft=100).size == (160, 120)
-    assert decode(data, draft=1).size == (80, 60)
+    for wanted, width in ((241, 640), (240, 320), (100, 160), (1, 80)):
+        assert decode(data, draft=wanted).size == (width, width * 3 // 4)
     assert decode(encoded(noise(640, 480), "PNG"), draft=10).size == (640, 480)
 
 
 def test_unreadable_files_have_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reason_of(tmp_path / "absent.png") == "missing"
-    (tmp_path / "empty.jpg").touch()
-    assert reason_of(tmp_path / "empty.jpg") == "empty file"
-    assert reason_of(tmp_path) == "not a regular file"
-    # EPS is an image to Pillow, which would hand it to Ghostscript.
-    for text in (
-        b"<html>not an image</html>",
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
-    ):
-        assert reason_of(text) == "not an image"
-    assert reason_of(encoded(Image.new("F", (4, 4), 0.5), "TIFF")) == "pixels of unknown range"
-    # Resized by their short side to 256 pixels they would have gigapixels.
-    for size in ((1, 30_000), (30_000, 2)):
-        assert reason_of(encoded(Image.new("RGB", size), "PNG")) == "over 100 times as long as wide"
-
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
+    (tmp_path / "empty.jpg").touch()
+    # EPS is an image to Pillow, which would hand it to Ghostscript.
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"
+    long, wide = (encoded(Image.new("RGB", size), "PNG") for size in ((1, 30_000), (30_000, 2)))
+    for source, reason in (
+        (tmp_path / "absent.png", "missing"),
+        (tmp_path / "empty.jpg", "empty file"),
+        (tmp_path, "not a regular file"),
+        (b"<html>not an image</html>", "not an image"),
+        (eps, "not an image"),
+        (encoded(Image.new("F", (4, 4), 0.5), "TIFF"), "pixels of unknown range"),
+        # Resized by their short side to 256 pixels they would have gigapixels.
+        (long, "over 100 times as long as wide"),
+        (wide, "over 100 times as long as wide"),
+    ):
+        assert reason_of(source) == reason
     monkeypatch.setattr("edgekd.data.images.open_regular", refuse)
     assert reason_of(tmp_path / "a.png") == "not permitted"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
-def test_truncated(kind: str, share: float) -> None:
-    data = encoded(noise(200, 200), kind)
-    assert reason_of(data[: int(len(data) * share)]) in ("truncated", "damaged")
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_bit_rot_raises_nothing_but_unreadable() -> None:
-    generator = np.random.default_rng(0)
-    for kind in ("PNG", "GIF", "TIFF", "WEBP", "BMP", "JPEG", "PPM"):
-        data = encoded(noise(32, 32), kind)
-        for _ in range(60):
-            broken = bytearray(data)
-            for place in generator.integers(0, min(len(broken), 400), 4):
-                broken[place] = int(generator.integers(0, 256))
-            with contextlib.suppress(UnreadableImage):
-                assert decode(bytes(broken)).mode == "RGB"
+def test_damage_raises_nothing_but_unreadable(kind: str) -> None:
+    data = encoded(noise(200, 200), kind)
+    for share in (0.02, 0.3, 0.9):
+        assert reason_of(data[: int(len(data) * share)]) in ("truncated", "damaged")
+    data, generator = encoded(noise(32, 32), kind), np.random.default_rng(0)
+    for _ in range(40):
+        broken = bytearray(data)
+        for place in generator.integers(0, min(len(broken), 400), 4):
+            broken[place] = int(generator.integers(0, 256))
+        with contextlib.suppress(UnreadableImage):
+            assert decode(bytes(broken)).mode == "RGB"
 
 
-@pytest.mark.parametrize("side", [9_487, 12_000, 14_500, 60_000])
+@pytest.mark.parametrize("side", [9_487, 12_000, 60_000])
 @pytest.mark.filterwarnings("ignore")
 def test_decompression_bomb_is_refused_by_its_header(side: int) -> None:
     # 9,487² is just over 90 and 12,000² over 100 megapixels; Pillow itself warns at 89 and raises at 179.

@@ -67,44 +67,24 @@ def content_of(images: ImageSet) -> dict[str, tuple[str, str, bytes]]:
     }
 
 
-def test_shards_are_the_images_of_the_folder(folder: Path, tmp_path: Path) -> None:
-    packed = load_images(pack(folder, tmp_path / "shards", as_json))
-    plain = load_images(folder)
+def test_shards_of_a_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = pack(folder, tmp_path / "shards", as_json)
+    packed, plain = load_images(spec), load_images(folder)
     assert content_of(packed) == content_of(plain)
     assert (packed.classes, packed.domains) == (plain.classes, plain.domains)
-    ours, theirs = (
-        {
-            role: set(part.values())
-            for role, part in run_split(TrainConfig(), images).entries.items()
-        }
-        for images in (packed, plain)
-    )
-    assert ours == theirs
-
-
-def test_a_reader_travels_to_other_processes_and_reads_parts(folder: Path, tmp_path: Path) -> None:
-    packed = load_images(pack(folder, tmp_path / "shards", as_json))
-    some = packed.at(np.array([7, 2]))
-    again = pickle.loads(pickle.dumps(some))
+    some = pickle.loads(pickle.dumps(packed.at(np.array([7, 2]))))
     for index, whole in enumerate((7, 2)):
-        assert again.read(index).tobytes() == packed.read(whole).tobytes()
-        assert again.read(index, draft=8).size
-
-
-def test_shards_are_read_once(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = pack(folder, tmp_path / "shards", as_json)
-    before = load_images(spec)
-    with monkeypatch.context() as patch:
-        patch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("read again"))
-        assert content_of(load_images(spec)) == content_of(before)
+        assert some.read(index).tobytes() == packed.read(whole).tobytes()
+        assert some.read(index, draft=8).size
+    ours, theirs = (run_split(TrainConfig(), images).entries for images in (packed, plain))
+    for role, part in theirs.items():
+        assert set(ours[role].values()) == set(part.values())
+    monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("read again"))
+    assert content_of(load_images(spec)) == content_of(plain)
 
 
 @pytest.mark.parametrize(("ending", "label"), [(".cls", "{index}"), (".txt", "{name}\n")])
-def test_labels_by_number_and_by_name(
-    folder: Path, tmp_path: Path, ending: str, label: str
-) -> None:
+def test_labels_by_number_or_name(folder: Path, tmp_path: Path, ending: str, label: str) -> None:
     def facts(path: Path) -> tuple[str, bytes]:
         name = path.parent.name
         return ending, label.format(index=["cat", "dog"].index(name), name=name).encode()
@@ -126,39 +106,6 @@ def test_unlabelled_shards_need_no_labels_and_images_without_one_are_left_out(
     assert "20 × no label" in capsys.readouterr().err
 
 
-def test_a_shard_that_is_damaged_is_named(folder: Path, tmp_path: Path) -> None:
-    spec = pack(folder, tmp_path / "shards", as_json)
-    shard = tmp_path / "shards" / "001.tar"
-    whole = shard.read_bytes()
-    last = whole.rstrip(b"\0")
-    for content in (
-        b"",
-        b"no tar at all" * 100,
-        whole[: len(whole) // 2 // 512 * 512 + 100],
-        whole[: -(-len(last) // 512) * 512],  # between two images: no end is marked
-        bytes(10240),  # an archive of nothing
-        None,
-    ):
-        shard.unlink() if content is None else shard.write_bytes(content)
-        with pytest.raises(EdgekdError, match=r"001\.tar"):
-            load_images(spec)
-
-
-def test_members_that_lead_back_are_not_read_in_circles(folder: Path, tmp_path: Path) -> None:
-    spec = pack(folder, tmp_path / "shards", as_json, n=1)
-    shard = tmp_path / "shards" / "000.tar"
-    whole = shard.read_bytes().rstrip(b"\0")
-    images = whole.ljust(-(-len(whole) // 512) * 512, b"\0")
-    header = bytearray(tarfile.TarInfo("x.bin").tobuf(tarfile.USTAR_FORMAT))
-    size = 1024 - (len(images) + 512)  # behind it lies the second member
-    header[124:136] = b"\xff" + size.to_bytes(11, "big", signed=True)
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    shard.write_bytes(images + header + bytes(1024))
-    with pytest.raises(EdgekdError, match=r"000\.tar"):
-        load_images(spec)
-
-
 def extended(header: dict[str, str], content: bytes) -> bytes:
     """Return a tar member `x.png` behind a header of further fields."""
     member = tarfile.TarInfo("x.png")
@@ -171,51 +118,6 @@ def long_names(count: int) -> bytes:
     member = tarfile.TarInfo("././@LongLink")
     member.type, member.size = tarfile.GNUTYPE_LONGNAME, 512
     return (member.tobuf(tarfile.GNU_FORMAT) + bytes(512)) * count
-
-
-@pytest.mark.parametrize(
-    "hostile",
-    [
-        extended({"GNU.sparse.map": "a,b"}, b"1"),
-        extended({"GNU.sparse.size": "many"}, b"1"),
-        extended(
-            {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}, b"9" * 20 + b"\n" + bytes(491)
-        ),
-        long_names(3000),
-    ],
-    ids=["map", "size", "short map", "nested"],
-)
-def test_hostile_headers_of_a_shard_end_in_one_sentence(
-    folder: Path, tmp_path: Path, hostile: bytes
-) -> None:
-    spec = pack(folder, tmp_path / "shards", as_json, n=1)
-    shard = tmp_path / "shards" / "000.tar"
-    shard.write_bytes(hostile + shard.read_bytes())
-    with pytest.raises(EdgekdError, match=r"000\.tar"):
-        load_images(spec)
-
-
-def test_sparse_members_are_not_expanded(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spec = pack(folder, tmp_path / "shards", as_json, n=1)
-    shard = tmp_path / "shards" / "000.tar"
-    header = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 40)}
-    shard.write_bytes(extended(header, b"0\n".ljust(512, b"\0")) + shard.read_bytes())
-    assert len(load_images(spec)) == 20
-    assert "not a regular file" in capsys.readouterr().err
-
-
-def test_images_that_cannot_be_read_are_left_out(
-    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spec = pack(folder, tmp_path / "shards", as_json, n=1)
-    with tarfile.open(tmp_path / "shards" / "000.tar", "a") as tar:
-        add(tar, "torn.png", files_of(folder)[0].read_bytes()[:100])
-        add(tar, "torn.json", b'{"label": "cat", "domain": "art"}')
-        add(tar, "../../escape.json", b"{")
-    assert len(load_images(spec)) == 20
-    assert "000/torn.png" in capsys.readouterr().err
 
 
 def test_patterns_of_shards() -> None:
@@ -244,29 +146,22 @@ def test_shards_elsewhere(folder: Path, tmp_path: Path) -> None:
         load_images("nosuchscheme://bucket/0.tar")
 
 
-def test_a_missing_datasets_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(EdgekdError) as caught:
-        load_images("hf:somebody/pictures")
-    assert "edgekd[datasets]" in caught.value.hint
-
-
 @pytest.fixture
 def saved(folder: Path, tmp_path: Path) -> Path:
     """The images of the folder as a `datasets` folder with three splits."""
     datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
     paths = files_of(folder)
-    columns = {
-        "picture": (
-            datasets.Image(),
-            [{"bytes": path.read_bytes(), "path": None} for path in paths],
-        ),
-        "label": (datasets.ClassLabel(names=["cat", "dog"]), [path.parent.name for path in paths]),
-        "domain": (datasets.Value("string"), [path.parent.parent.name for path in paths]),
+    kinds = {
+        "picture": datasets.Image(),
+        "label": datasets.ClassLabel(names=["cat", "dog"]),
+        "domain": datasets.Value("string"),
     }
-    features = datasets.Features({name: kind for name, (kind, _) in columns.items()})
-    rows = {name: values for name, (_, values) in columns.items()}
-    table = datasets.Dataset.from_dict(rows, features=features)
+    rows = {
+        "picture": [{"bytes": path.read_bytes(), "path": None} for path in paths],
+        "label": [path.parent.name for path in paths],
+        "domain": [path.parent.parent.name for path in paths],
+    }
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
     parts = {"train": range(0, 20, 2), "validation": range(1, 20, 4), "test": range(3, 20, 4)}
     whole = datasets.DatasetDict({name: table.select(part) for name, part in parts.items()})
     whole.save_to_disk(tmp_path / "saved")
@@ -274,7 +169,19 @@ def saved(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
-def test_a_dataset_whose_offsets_lead_out_is_one_sentence(folder: Path, saved: Path) -> None:
+def test_a_dataset_on_disk(saved: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load_images(f"hf:{saved}")
+    assert content_of(found) == content_of(load_images(folder))
+    assert [found.roles.count(role) for role in ("train", "val", "test")] == [10, 5, 5]
+    part = load_images(f"hf:{saved}:train")
+    assert (len(part), part.roles) == (10, None)
+    assert pickle.loads(pickle.dumps(part.at(np.array([3])))).read(0).size == (40, 32)
+    assert len(load_unlabelled(f"hf:{saved}:test")) == 5
+    beside = saved.parent
+    for wrong in (f"{saved}:tset", beside / "absent", folder, beside / "without images"):
+        with pytest.raises(EdgekdError):
+            load_images(f"hf:{wrong}")
+    # A table whose offsets lead out of the file.
     [arrow] = (saved / "train").glob("*.arrow")
     lengths = [len(path.parent.parent.name) for path in files_of(folder)[::2]]
     offsets = np.cumsum([0, *lengths]).astype("<i4")
@@ -285,24 +192,10 @@ def test_a_dataset_whose_offsets_lead_out_is_one_sentence(folder: Path, saved: P
     arrow.write_bytes(content.replace(offsets.tobytes(), damaged.tobytes()))
     with pytest.raises(EdgekdError, match="cannot be loaded"):
         load_images(f"hf:{saved}")
-
-
-def test_a_dataset_on_disk_is_the_images_of_the_folder(saved: Path, folder: Path) -> None:
-    found = load_images(f"hf:{saved}")
-    assert content_of(found) == content_of(load_images(folder))
-    assert [found.roles.count(role) for role in ("train", "val", "test")] == [10, 5, 5]
-    part = load_images(f"hf:{saved}:train")
-    assert (len(part), part.roles) == (10, None)
-    assert pickle.loads(pickle.dumps(part.at(np.array([3])))).read(0).size == (40, 32)
-    assert len(load_unlabelled(f"hf:{saved}:test")) == 5
-    for wrong in (
-        f"{saved}:tset",
-        saved.parent / "absent",
-        folder,
-        saved.parent / "without images",
-    ):
-        with pytest.raises(EdgekdError):
-            load_images(f"hf:{wrong}")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(EdgekdError) as caught:
+        load_images("hf:somebody/pictures")
+    assert "edgekd[datasets]" in caught.value.hint
 
 
 def coco(folder: Path, path: Path, *more: tuple[str, int], **changes: Any) -> Path:
@@ -341,23 +234,21 @@ def test_coco_annotations_label_whole_images(folder: Path, tmp_path: Path, place
         {"annotations": []},
         {"categories": [{"id": 10, "name": ""}, {"id": 11, "name": "dog"}]},
         {"categories": [{"id": 10, "name": "nan"}, {"id": 11, "name": "dog"}]},
+        "../secret.png",
+        "{}/secret.png",
+        "a/../../secret.png",
     ],
     ids=str,
 )
-def test_a_damaged_coco_file_is_refused(
-    folder: Path, tmp_path: Path, change: dict[str, Any]
-) -> None:
-    with pytest.raises(EdgekdError):
-        load_images(coco(folder, tmp_path / "images" / "labels.json", **change))
-
-
-@pytest.mark.parametrize("name", ["../secret.png", "{}/secret.png", "a/../../secret.png"])
-def test_a_coco_file_names_no_image_outside_its_folder(
-    folder: Path, tmp_path: Path, name: str, make_image: Callable[..., Path]
+def test_a_coco_file_that_is_damaged_or_leads_out_is_refused(
+    folder: Path, tmp_path: Path, change: Any, make_image: Callable[..., Path]
 ) -> None:
     make_image(tmp_path / "secret.png", seed=99)
+    more, changes = (
+        ([(change.format(tmp_path), 10)], {}) if isinstance(change, str) else ([], change)
+    )
     with pytest.raises(EdgekdError):
-        load_images(coco(folder, tmp_path / "images" / "labels.json", (name.format(tmp_path), 10)))
+        load_images(coco(folder, tmp_path / "images" / "labels.json", *more, **changes))
 
 
 @pytest.mark.parametrize("place", ["shard", "manifest", "classes.txt"])
@@ -375,3 +266,56 @@ def test_a_text_is_no_name_of_a_class(folder: Path, tmp_path: Path, place: str) 
     with pytest.raises(EdgekdError, match="characters") as caught:
         load_images(data)
     assert len(caught.value.message) < 500
+
+
+def leading_back(images: bytes) -> bytes:
+    """A member whose size leads back to the second one."""
+    header = bytearray(tarfile.TarInfo("x.bin").tobuf(tarfile.USTAR_FORMAT))
+    size = 1024 - (len(images) + 512)
+    header[124:136] = b"\xff" + size.to_bytes(11, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return images + header + bytes(1024)
+
+
+SPARSE = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+DAMAGED: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda whole: b"",
+    "no tar": lambda whole: b"no tar at all" * 100,
+    "cut within an image": lambda whole: whole[: len(whole) // 2 // 512 * 512 + 100],
+    "cut between images": lambda whole: whole,  # no end is marked
+    "an archive of nothing": lambda whole: bytes(10240),
+    "a circle": leading_back,
+    "sparse map": lambda whole: extended({"GNU.sparse.map": "a,b"}, b"1") + whole,
+    "sparse size": lambda whole: extended({"GNU.sparse.size": "many"}, b"1") + whole,
+    "short sparse map": lambda whole: extended(SPARSE, (b"9" * 20 + b"\n").ljust(512, b"\0")) + whole,
+    "nested names": lambda whole: long_names(3000) + whole,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_shard_that_is_damaged_is_named(folder: Path, tmp_path: Path, damage: str) -> None:
+    spec = pack(folder, tmp_path / "shards", as_json)
+    shard = tmp_path / "shards" / "001.tar"
+    members = shard.read_bytes().rstrip(b"\0")
+    shard.write_bytes(DAMAGED[damage](members.ljust(-(-len(members) // 512) * 512, b"\0")))
+    with pytest.raises(EdgekdError, match=r"001\.tar"):
+        load_images(spec)
+    shard.unlink()
+    with pytest.raises(EdgekdError, match=r"001\.tar"):
+        load_images(spec)
+
+
+def test_odd_members(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = pack(folder, tmp_path / "shards", as_json, n=1)
+    shard = tmp_path / "shards" / "000.tar"
+    endless = SPARSE | {"GNU.sparse.realsize": str(1 << 40)}
+    shard.write_bytes(extended(endless, b"0\n".ljust(512, b"\0")) + shard.read_bytes())
+    with tarfile.open(shard, "a") as tar:
+        add(tar, "torn.png", files_of(folder)[0].read_bytes()[:100])
+        add(tar, "torn.json", b'{"label": "cat", "domain": "art"}')
+        add(tar, "../../escape.json", b"{")
+    assert len(load_images(spec)) == 20
+    printed = capsys.readouterr().err
+    assert "000/torn.png" in printed
+    assert "not a regular file" in printed

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +10,9 @@ from PIL import Image
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import NO_CLASS, ImageSet, load_images, toy_images
-from edgekd.data.split import Split, make_split, read_split
+from edgekd.data.split import ROLES, Split, make_split, read_split
 from edgekd.data.subsets import run_split, untested_half
 from edgekd.data.unlabelled import NO_DOMAIN, label_free, load_unlabelled, with_unlabelled
-from edgekd.distill.inputs.batches import open_store
 
 
 def paint(root: Path, *names: str) -> Path:
@@ -25,39 +23,31 @@ def paint(root: Path, *names: str) -> Path:
     return root
 
 
-def test_pictures_at_every_depth_are_found_and_have_no_class(tmp_path: Path) -> None:
-    root = paint(
-        tmp_path / "things", "b.png", "one/a.png", "1/2/3/4/5/6/deep.png", ".hidden/no.png"
-    )
+def test_images_at_every_depth_or_in_a_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "things"
+    with pytest.raises(EdgekdError, match="There is no data at"):
+        load_unlabelled(root)
+    root.mkdir()
+    (root / "clip.mp4").write_text("")
+    with pytest.raises(EdgekdError, match=r"holds no image \(1 × file ending \.mp4\)"):
+        load_unlabelled(root)
+    (root / "torn.png").write_text("no image")
+    with pytest.raises(EdgekdError, match="None of the 1 images of"):
+        load_unlabelled(root)
+    paint(root, "b.png", "one/a.png", "1/2/3/4/5/6/deep.png", ".hidden/no.png")
     (root / "again").symlink_to(root, target_is_directory=True)
     images = load_unlabelled(root)
+    assert "for example torn.png" in capsys.readouterr().err
     assert images.ids == ("1/2/3/4/5/6/deep.png", "b.png", "one/a.png")
     assert (images.name, images.classes, images.domains) == ("things", (), ("all",))
     assert images.labels.tolist() == [NO_CLASS] * 3
     assert images.read(1).getpixel((0, 0)) == (0, 0, 0)
     assert len(set(images.keys)) == 3
-
-
-def test_what_is_no_image_is_left_out_and_an_empty_folder_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(EdgekdError, match="There is no data at"):
-        load_unlabelled(tmp_path / "nowhere")
-    (tmp_path / "clip.mp4").write_text("")
-    with pytest.raises(EdgekdError, match=r"holds no image \(1 × file ending \.mp4\)"):
-        load_unlabelled(tmp_path)
-    (tmp_path / "torn.png").write_text("no image")
-    with pytest.raises(EdgekdError, match="None of the 1 images of"):
-        load_unlabelled(tmp_path)
-    assert len(load_unlabelled(paint(tmp_path, "a.png", "b.png"))) == 2
-    assert "for example torn.png" in capsys.readouterr().err
-
-
-def test_a_manifest_needs_no_labels(tmp_path: Path) -> None:
-    root = paint(tmp_path, "a.png", "deep/b.png", "c.png")
-    (root / "some.csv").write_text("path,taken\na.png,monday\ndeep/b.png,tuesday\n")
+    (root / "some.csv").write_text("path,taken\nb.png,monday\none/a.png,tuesday\n")
     images = load_unlabelled(root / "some.csv")
-    assert images.ids == ("a.png", "deep/b.png")
+    assert images.ids == ("b.png", "one/a.png")
     assert images.labels.tolist() == [NO_CLASS] * 2
     (root / "none.csv").write_text("file\na.png\n")
     with pytest.raises(EdgekdError, match="has no column"):
@@ -81,9 +71,7 @@ def labelled(tmp_path: Path) -> tuple[ImageSet, Split]:
     return images, make_split(images)
 
 
-def test_unlabelled_images_join_behind_the_labelled_ones(
-    labelled: tuple[ImageSet, Split], tmp_path: Path
-) -> None:
+def test_unlabelled_images_are_appended(labelled: tuple[ImageSet, Split], tmp_path: Path) -> None:
     images, split = labelled
     names = ("one/camera/a.png", "one/b.png", "two/b.png")
     for number, name in enumerate(names):
@@ -97,29 +85,21 @@ def test_unlabelled_images_join_behind_the_labelled_ones(
     assert [joined.read(i).getpixel((0, 0))[2] for i in (24, 25, 26)] == [1, 0, 2]  # type: ignore[index]
     assert dict(made.unlabelled) == dict(zip(joined.ids[-3:], joined.keys[-3:], strict=True))
     assert (made.unlabelled_domains, made.hash) == (("one", "camera", "two"), split.hash)
-    stored = open_store(joined, 8).batch(np.array([26, 0, 24]))[:, 0, 0]
-    assert stored[[0, 2]].tolist() == [[0, 9, 2], [0, 9, 1]]
-    assert tuple(stored[1]) == images.read(0).getpixel((0, 0))
+
     fewer, cut = with_unlabelled(images, split, sources, limit=2)
     assert len(fewer) == 26
     assert set(cut.unlabelled.values()) == set(sorted(made.unlabelled.values())[:2])
 
 
-def test_the_split_is_written_and_read_with_its_unlabelled_images(
-    labelled: tuple[ImageSet, Split], tmp_path: Path
-) -> None:
+def test_unlabelled_images_of_a_split(labelled: tuple[ImageSet, Split], tmp_path: Path) -> None:
     images, split = labelled
     source = paint(tmp_path / "more", *(f"{number}.png" for number in range(30)))
     _, made = with_unlabelled(images, split, [str(source)])
     assert len(made.unlabelled) == 6  # 24 of the 30 have contents of the labelled data
     made.write(tmp_path / "split.json")
-    stored = json.loads((tmp_path / "split.json").read_text())
-    assert set(stored["roles"]["unlabelled"].values()) == set(made.unlabelled.values())
     again = read_split(tmp_path / "split.json", images)
-    assert (again.unlabelled, again.unlabelled_domains) == (
-        made.unlabelled,
-        made.unlabelled_domains,
-    )
+    assert again.unlabelled == made.unlabelled
+    assert again.unlabelled_domains == made.unlabelled_domains
     with_unlabelled(images, again, [str(source)])
     (source / "27.png").unlink()
     with pytest.raises(EdgekdError, match="unlabelled images are gone"):
@@ -132,33 +112,22 @@ def test_images_of_the_split_do_not_train_without_labels(
     images, split = labelled
     root = tmp_path / "camera"
     root.mkdir()
-    for role in ("train", "val", "id_test", "ood_test"):
-        index = int(getattr(split, role)[0])
-        images.read(index).save(root / f"{role}.png")
+    for role in ROLES:
+        images.read(int(getattr(split, role)[0])).save(root / f"{role}.png")
     for name in ("new.png", "twice.png"):
         Image.new("RGB", (12, 12), (1, 2, 3)).save(root / name)
     _, made = with_unlabelled(images, split, [str(root)])
     assert list(made.unlabelled) == ["new.png"]
-    told = capsys.readouterr().err
-    for reason in (
-        "1 × labelled training image",
-        "1 × validation image",
-        "1 × test image (",
-        "1 × test image of the unseen domain",
-        "1 × content that is there before",
-    ):
-        assert reason in " ".join(told.split())
+    assert capsys.readouterr().err.count("1 ×") == 5
     # Its neighbours trained, so the unseen domain is none any more.
     assert "sketch" in made.unlabelled_domains
-    (root / "new.png").unlink()
-    (root / "twice.png").unlink()
+    for name in ("new.png", "twice.png"):
+        (root / name).unlink()
     with pytest.raises(EdgekdError, match="No unlabelled image is left"):
         with_unlabelled(images, split, [str(root)])
 
 
-def test_half_of_the_unseen_domain_adapts_and_the_other_half_is_tested(
-    tmp_path: Path, make_domain_folder: Callable[..., Path]
-) -> None:
+def test_half_of_a_domain_adapts(tmp_path: Path, make_domain_folder: Callable[..., Path]) -> None:
     images = load_images(make_domain_folder(tmp_path / "data", domains=("photo", "sketch")))
     split = run_split(TrainConfig(data="x", adapt=4), images)
     half = untested_half(images, split)

@@ -38,16 +38,12 @@ def weight(model: Student) -> float:
 @pytest.mark.parametrize(
     ("losses", "steps", "mean", "label"),
     [
-        (
-            [2.0, 1.0, 1.1, 1.2, 5.0, 6.0],
-            11,
-            4.5,
-            "steps 3 to 8",
-        ),  # evaluations 1 to 3: steps 2 to 7
+        # evaluations 1 to 3: steps 2 to 7
+        ([2.0, 1.0, 1.1, 1.2, 5.0, 6.0], 11, 4.5, "steps 3 to 8"),
         ([3.0, 2.0, 1.0], 5, 4.0, "never stopped falling"),
     ],
 )
-def test_swad_averages_every_step_of_the_valley(
+def test_swad_averages_the_valley(
     losses: list[float], steps: int, mean: float, label: str, tmp_path: Path
 ) -> None:
     model, curve = student(), iter(losses)

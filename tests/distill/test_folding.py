@@ -32,12 +32,11 @@ def loss_and_gradients(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, T
     model.zero_grad()
     loss = model(x).square().sum()
     loss.backward()
-    return loss.detach(), {
-        name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
-    }
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), found
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_small_100", "tf_efficientnet_lite0", "resnet18"])
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_resnet"])
 def test_the_same_output_and_gradients(name: str) -> None:
     model = frozen(timm.create_model(name, num_classes=3)).double()
     x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
@@ -125,8 +124,7 @@ def test_gradients_of_depthwise_kernels_are_those_of_torch(
         return list(torch.autograd.grad(out.double().square().sum(), (x, weight, bias)))
 
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
-    for found, expected in zip(
-        gradients(True, dtype), gradients(False, torch.float64), strict=True
-    ):
+    exact = gradients(False, torch.float64)
+    for found, expected in zip(gradients(True, dtype), exact, strict=True):
         atol = tolerance * float(expected.abs().max())
         torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=atol)

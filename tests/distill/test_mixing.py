@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from study_data import tiny_settings
 from term_reference import B, draw
 
 import edgekd
 from edgekd.core.errors import EdgekdError
-from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.image_set import load_images
 from edgekd.distill.classification.setup import class_weights
 from edgekd.distill.inputs.batches import BalancedSampler, BatchSource, Sampler, open_store
 from edgekd.distill.inputs.mixing import Mixing
@@ -33,30 +34,26 @@ def test_every_image_has_one_partner_and_a_part_of_its_own(mixup: float, cutmix:
     assert own.shape == (64, 1, 16, 16)
     assert own.min() >= 0
     assert own.max() <= 1
-    boxes = np.array([set(np.unique(row)) <= {0.0, 1.0} for row in own.numpy()])
-    constant = np.array([row.min() == row.max() for row in own.numpy()])
+    parts = own[:, 0].numpy()
+    boxes = np.array([set(np.unique(row)) <= {0.0, 1.0} for row in parts])
+    constant = np.ptp(parts, axis=(1, 2)) == 0
     assert (boxes | constant).all()
     if mixup and cutmix:
         assert 0.25 < boxes.mean() < 0.75
     else:
         assert boxes.all() == (not mixup)
+    for row in parts[boxes & ~constant]:  # a box is one rectangle
+        rows, columns = np.where(row == 0)
+        assert (np.ptp(rows) + 1) * (np.ptp(columns) + 1) == len(rows)
+    if (
+        not mixup
+    ):  # 1 - λ of Beta(1, 1) is even over 0–1; a box at the edge loses a part of its area
+        large = Mixing(0.0, 1.0, 64, seed=0).draw(0, 256)[1]
+        assert 0.25 < (large == 0).float().mean() < 0.5
     again, same = mixing.draw(7, 64)
     assert np.array_equal(again, partners)
     assert torch.equal(same, own)
     assert not np.array_equal(mixing.draw(8, 64)[0], partners)
-
-
-def test_a_cutmix_box_is_one_rectangle_of_the_drawn_area() -> None:
-    _, own = Mixing(0.0, 1.0, 64, seed=0).draw(0, 256)
-    inner = []
-    for row in own[:, 0].numpy():
-        rows, columns = np.where(row == 0)
-        if len(rows):
-            height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
-            assert height * width == len(rows)
-        inner.append(float((row == 0).mean()))
-    # 1 - λ of Beta(1, 1) is even over 0–1; a box at the edge loses a part of its area.
-    assert 0.25 < np.mean(inner) < 0.5
 
 
 TERMS = {
@@ -79,66 +76,43 @@ def test_a_mixed_image_has_both_losses_in_proportion() -> None:
     labels[0] = -1  # one image has no label
     batch = replace(batch, labels=labels)
     partner = permuted(batch, order)
-    halves = [objective(one, TERMS)[0] for one in (batch, partner)]
+    first, second = (objective(one, TERMS)[0].item() for one in (batch, partner))
     for part in (1.0, 0.0, 0.25):
         mixed = replace(batch, partner=partner, own=torch.full((B,), part, dtype=torch.float64))
-        found = objective(mixed, TERMS)[0]
-        assert found.item() == pytest.approx(
-            (part * halves[0] + (1 - part) * halves[1]).item(), rel=1e-5
-        )
+        found = objective(mixed, TERMS)[0].item()
+        assert found == pytest.approx(part * first + (1 - part) * second, rel=1e-5)
 
 
-def test_mixed_distillation_pulls_to_the_mixture_of_both_teachers() -> None:
-    """`λ KL(p‖q) + (1−λ) KL(p'‖q)` and `KL(λp + (1−λ)p' ‖ q)` have the same gradient."""
-    batch, order, part = draw(), torch.arange(B).roll(1), 0.3
-    own = torch.full((B,), part, dtype=torch.float64)
-    mixed = replace(batch, partner=permuted(batch, order), own=own)
-    objective(mixed, {"logit_kd": TermSpec(1.0, {"temperature": 1.0})})[0].backward()
-    logits = batch.logits.detach().requires_grad_()
-    teacher = batch.teacher_logits().softmax(dim=-1).detach()
-    target = part * teacher + (1 - part) * teacher[order]
-    (-(target * logits.log_softmax(dim=-1)).sum(dim=-1).mean()).backward()
-    assert torch.allclose(batch.logits.grad, logits.grad, atol=1e-6)
-
-
-def test_smoothing_and_weights_are_those_of_torch() -> None:
+def test_smoothing_and_class_weights() -> None:
     batch = draw()
     classes = batch.logits.shape[1]
     weights = torch.linspace(0.5, 2, classes, dtype=torch.float64)
-    found = objective(replace(batch, smoothing=0.1, class_weights=weights), {"ce": TermSpec(1.0)})[
-        0
-    ]
+    changed = replace(batch, smoothing=0.1, class_weights=weights)
+    found = objective(changed, {"ce": TermSpec(1.0)})[0].item()
     log = batch.logits.detach().log_softmax(dim=-1)
     target = 0.9 * torch.nn.functional.one_hot(batch.labels, classes) + 0.1 / classes
-    assert found.item() == pytest.approx(
-        float(-(weights * target * log).sum(dim=-1).mean()), rel=1e-5
-    )
-
-
-def test_class_weights_make_every_class_count_alike() -> None:
+    assert found == pytest.approx(-(weights * target * log).sum(dim=-1).mean().item(), rel=1e-5)
+    # Class weights make every class count alike.
     labels = np.array([0] * 6 + [1] * 2 + [3] * 4)
-    weights = class_weights(labels, 5).numpy()
-    sums = np.bincount(labels, weights[labels], minlength=5)
-    np.testing.assert_allclose(sums, [4, 4, 0, 4, 0])
-    assert weights[2] == weights[4] == 0
+    own = class_weights(labels, 5).numpy()
+    np.testing.assert_allclose(np.bincount(labels, own[labels], minlength=5), [4, 4, 0, 4, 0])
+    assert own[2] == own[4] == 0
 
 
 @pytest.fixture
-def images(make_domain_folder: Make, tmp_path: Path, own_cache: Path) -> ImageSet:
-    folder = make_domain_folder(tmp_path / "data", domains=("art", "photo"), count=4)
-    return load_images(str(folder))
+def folder(make_domain_folder: Make, tmp_path: Path, own_cache: Path) -> Path:
+    return make_domain_folder(tmp_path / "data", domains=("art", "photo"), count=6)
 
 
-def test_processes_share_the_mixed_batch_of_one(images: ImageSet) -> None:
+def test_processes_share_the_mixed_batch_of_one(folder: Path) -> None:
+    images = load_images(folder)
     groups = tuple(np.flatnonzero(images.domain_of == domain) for domain in range(2))
     sampler = Sampler((BalancedSampler(groups, 6, 0),))
-    views = np.full(len(images), 2)
+    store, views = open_store(images, 20), np.full(len(images), 2)
 
     def source(rank: int, world: int) -> BatchSource:
-        return BatchSource(
-            open_store(images, 20), sampler, Augmentation(), views, rank=rank, world=world,
-            mixing=Mixing(0.5, 1.0, 16, seed=3),
-        )  # fmt: skip
+        place, mixing = {"rank": rank, "world": world}, Mixing(0.5, 1.0, 16, seed=3)
+        return BatchSource(store, sampler, Augmentation(), views, **place, mixing=mixing)
 
     whole = source(0, 1)(4)
     for rank in range(3):
@@ -149,39 +123,26 @@ def test_processes_share_the_mixed_batch_of_one(images: ImageSet) -> None:
         assert torch.equal(part.partner.params.theta, whole.partner.params.theta[rank::3])
 
 
-def options(folder: Path, teacher: Path, **more: Any) -> dict[str, Any]:
-    return {
-        "student": "test_efficientnet", "pretrained": "scratch", "size": 32, "data": folder,
-        "teacher": f"local-dir:{teacher}", "batch_size": 4, "views": 1, "accelerator": "cpu",
-        "test_domain": "none", **more,
-    }  # fmt: skip
+@pytest.fixture
+def options(folder: Path, tiny_teacher: Path) -> dict[str, Any]:
+    return tiny_settings(folder, tiny_teacher) | {"batch_size": 4, "test_domain": "none"}
 
 
-def test_a_run_with_all_options(
-    make_domain_folder: Make, tmp_path: Path, tiny_teacher: Path
-) -> None:
-    folder = make_domain_folder(tmp_path / "data", domains=("art", "photo"), count=6)
-    given = options(
-        folder, tiny_teacher, steps=3, mixup=0.2, cutmix=1.0, label_smoothing=0.1,
-        balance="weights",
-    )  # fmt: skip
-    runs = [edgekd.train(**given, out=tmp_path / name) for name in ("a", "b")]
-    assert runs[0].student_sha256 == runs[1].student_sha256
-    plain = edgekd.train(**options(folder, tiny_teacher, steps=3), out=tmp_path / "plain")
-    assert plain.student_sha256 != runs[0].student_sha256
-
-
-def test_patience_ends_a_run_that_no_longer_gains(
-    make_domain_folder: Make, tmp_path: Path, tiny_teacher: Path
-) -> None:
-    """With a learning rate of next to nothing, no evaluation is better than the first."""
-    folder = make_domain_folder(tmp_path / "data", domains=("art", "photo"), count=6)
-    given = options(
-        folder, tiny_teacher, steps=40, lr=1e-9, eval_every=2, average="none", recipe="erm"
+def test_a_run_with_all_options(options: dict[str, Any], tmp_path: Path) -> None:
+    more = {"mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1, "balance": "weights"}
+    first, again, plain = (
+        edgekd.train(**options | changes, out=tmp_path / str(number)).student_sha256
+        for number, changes in enumerate((more, more, {}))
     )
-    run = edgekd.train(**given, patience=3, out=tmp_path / "run")
+    assert first == again != plain
+
+
+def test_patience_ends_a_run_that_no_longer_gains(options: dict[str, Any], tmp_path: Path) -> None:
+    """With a learning rate of next to nothing, no evaluation is better than the first."""
+    given = options | {"steps": 40, "lr": 1e-9, "eval_every": 2, "recipe": "erm", "patience": 3}
+    run = edgekd.train(**given, average="none", out=tmp_path / "run")
     assert run.steps == 8
     assert "step 2" in run.selection
     assert edgekd.load(tmp_path / "run").classes
     with pytest.raises(EdgekdError):
-        edgekd.train(**given | {"average": "swad"}, patience=3, out=tmp_path / "swad")
+        edgekd.train(**given, average="swad", out=tmp_path / "swad")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from study_data import tiny_settings
 
 import edgekd
 from edgekd.api import plan_training
@@ -32,26 +33,30 @@ def settled(**settings: Any) -> TrainConfig:
     return settle(TrainConfig.model_validate(settings))
 
 
-def test_defaults_of_a_toy_run() -> None:
+def test_defaults(tmp_path: Path) -> None:
     config = settled()
     assert (config.pretrained, config.bn, config.size) == ("toy", "frozen", TOY_SIZE)
     assert (config.steps, config.batch_size) == (TOY_STEPS, TOY_BATCH)
-    assert settled(recipe="kd").prompts == "domain"
+    assert (config.augment, config.balance) == ("restyle", "classes")
+    plain = settled(recipe="kd")
+    assert (plain.prompts, plain.augment, plain.balance) == ("domain", "plain", "domains")
     assert settled(recipe="lgd").prompts is None  # the recipe has an ensemble of its own
     random = settled(student="mobilenetv3_small")
     assert (random.pretrained, random.bn) == ("scratch", "train")
     assert settled(student="vit_tiny").lr == settled(student="deit_tiny_patch16_224").lr == 5e-4
     assert random.lr == settled(student="mobilevit_xxs").lr == 2e-3
     assert settled(student_weights="w.safetensors").bn == "frozen"
-
-
-def test_views_are_the_recipes_unless_unlabelled_images_train() -> None:
-    assert settled().augment == "restyle"
-    assert settled(recipe="kd").augment == "plain"
-    assert (settled().balance, settled(recipe="kd").balance) == ("classes", "domains")
     adapted = settled(unlabelled=["toy:sketch"])
     assert (adapted.augment, adapted.balance) == ("plain", "domains")
     assert settled(unlabelled=["toy:sketch"], augment="restyle").augment == "restyle"
+    # Real data start from the hub's weights with frozen statistics.
+    (tmp_path / "photos").mkdir()
+    real = settled(data="photos", teacher="local-dir:clip", student_weights=None)
+    assert (real.pretrained, real.bn, real.size) == ("hub", "frozen", None)
+    assert (real.steps, real.epochs) == (None, DEFAULT_EPOCHS)
+    assert real.data == str(tmp_path / "photos")
+    assert real.teacher == f"local-dir:{tmp_path / 'clip'}"
+    assert (real.lr or 1) < (config.lr or 0)
 
 
 def test_the_toy_teacher_is_for_other_images_only_by_name(tmp_path: Path) -> None:
@@ -70,31 +75,12 @@ def test_the_toy_teacher_is_for_other_images_only_by_name(tmp_path: Path) -> Non
             unnamed()
 
 
-def test_real_data_start_from_the_hubs_weights_with_frozen_statistics(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    config = settled(data="photos", teacher="local-dir:clip", student_weights=None)
-    assert (config.pretrained, config.bn, config.size) == ("hub", "frozen", None)
-    assert (config.steps, config.epochs) == (None, DEFAULT_EPOCHS)
-    assert config.data == str(tmp_path / "photos")
-    assert config.teacher == f"local-dir:{tmp_path / 'clip'}"
-    assert (config.lr or 1) < (settled().lr or 0)
-
-
 def test_chosen_settings_stay(tmp_path: Path) -> None:
-    chosen = {
-        "pretrained": "scratch",
-        "bn": "frozen",
-        "size": 48,
-        "lr": 0.5,
-        "epochs": 2.0,
-        "out": tmp_path,
-    }
-    config = settled(**chosen, batch_size=48)
+    sizes = {"size": 48, "lr": 0.5, "epochs": 2.0, "batch_size": 48}
+    chosen = sizes | {"pretrained": "scratch", "bn": "frozen", "out": tmp_path}
+    config = settled(**chosen)
     assert {name: getattr(config, name) for name in chosen} == chosen
-    assert (config.steps, config.batch_size) == (None, 48)
-
-
-def test_smoke_is_short() -> None:
+    assert config.steps is None
     config = settled(smoke=True, epochs=50.0)
     assert (config.steps or 99) < 10
     assert (config.epochs, config.views) == (None, 1)
@@ -111,34 +97,26 @@ def folder(name: str, *, finished: bool, age: int) -> Path:
     return path
 
 
-def test_the_newest_finished_run_is_found() -> None:
+def test_the_newest_run_is_found_and_resumed_with_its_settings() -> None:
     with pytest.raises(EdgekdError, match="no finished run"):
         newest_run()
     folder("a", finished=True, age=10)
-    newest = folder("b", finished=True, age=5)
-    folder("c", finished=False, age=1)
+    newest = folder("done", finished=True, age=5)
     assert newest_run() == newest
-
-
-def test_resuming_takes_the_settings_it_was_started_with() -> None:
-    folder("done", finished=True, age=1)
     with pytest.raises(EdgekdError, match="no unfinished run"):
         settled(resume=True)
-    older = folder("older", finished=False, age=20)
-    newer = folder("newer", finished=False, age=10)
+    older = folder("older", finished=False, age=2)
+    newer = folder("newer", finished=False, age=1)
+    assert newest_run().name == "done"
     config = settled(resume=True, student="mobilenetv3", steps=99)
     assert (config.out, config.student, config.steps, config.resume) == (newer, "resnet18", 5, True)
     assert settled(resume=True, out=older).out == older
     with pytest.raises(EdgekdError, match="finished"):
         settled(resume=True, out="runs/done")
-
-
-@pytest.mark.parametrize("content", ["{", '{"steps": "many"}', '{"nonsense": 1}', "[]"])
-def test_a_damaged_configuration_cannot_be_resumed(content: str) -> None:
-    path = folder("a", finished=False, age=1)
-    (path / "config.json").write_text(content)
-    with pytest.raises(EdgekdError):
-        settled(resume=True, out=path)
+    for damaged in ("{", '{"steps": "many"}', '{"nonsense": 1}', "[]"):
+        (newer / "config.json").write_text(damaged)
+        with pytest.raises(EdgekdError):
+            settled(resume=True, out=newer)
 
 
 @pytest.fixture
@@ -146,16 +124,14 @@ def small(
     tmp_path: Path, own_cache: Path, tiny_teacher: Path, make_domain_folder: Callable[..., Path]
 ) -> dict[str, Any]:
     """Three domains of two classes with ten images each, of which two domains train 8 of 10."""
-    return {
-        "student": "mobilenetv3_small_050", "pretrained": "scratch", "size": 32, "batch_size": 8, "views": 3,
-        "data": make_domain_folder(tmp_path / "data"), "teacher": f"local-dir:{tiny_teacher}",
-    }  # fmt: skip
+    settings = tiny_settings(make_domain_folder(tmp_path / "data"), tiny_teacher)
+    return settings | {"views": 3, "steps": None}
 
 
 def test_a_plan_counts_and_measures_and_leaves_nothing(
-    small: dict[str, Any], tmp_path: Path
+    small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = plan_training(**small, recipe="vl2v-adip", epochs=5)
+    found = plan_training(**small | {"recipe": "vl2v-adip", "epochs": 5})
     assert found.images == {"train": 32, "unlabelled": 0, "val": 4, "ID test": 4, "unseen test": 20}
     assert found.test_domain in found.lines()[0]
     assert (len(found.stages), found.steps) == (2, 5 * 32 // 8)
@@ -163,16 +139,14 @@ def test_a_plan_counts_and_measures_and_leaves_nothing(
     measured = (found.disk_mb, found.teacher_seconds, found.decode_seconds, found.train_seconds)
     assert all(value is not None and value > 0 for value in measured)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
-    without = plan_training(**small, recipe="erm", steps=7)
+    without = plan_training(**small | {"recipe": "erm", "steps": 7})
     assert (without.steps, without.teacher_views, without.teacher_seconds) == (7, 0, None)
-
-
-def test_a_run_prints_its_plan_and_which_stage_it_is_in(
-    small: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = edgekd.train(**small, recipe="vl2v-adip", steps=4, out=tmp_path / "run")
+    # A run prints its plan.
+    capsys.readouterr()
+    settings = small | {"recipe": "vl2v-adip", "steps": 4}
+    run = edgekd.train(**settings, out=tmp_path / "run")
     printed = capsys.readouterr().err
-    again = plan_training(**small, recipe="vl2v-adip", steps=4)
+    again = plan_training(**settings)
     assert again.schedule in printed
     assert "stage 2 of 2" in printed
     assert "plan" not in json.loads((tmp_path / "run" / "config.json").read_text())

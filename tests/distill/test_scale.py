@@ -23,9 +23,7 @@ SCONTROL = "#!/bin/bash\necho localhost\necho localhost\n"
 
 
 @pytest.mark.slow
-def test_the_sbatch_template_trains_on_two_nodes(
-    make_domain_folder: Callable[..., Path], tmp_path: Path, own_cache: Path
-) -> None:
+def test_sbatch(make_domain_folder: Callable[..., Path], tmp_path: Path, own_cache: Path) -> None:
     template = re.search(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "job.sh").write_text(template[1])
     (tmp_path / "bin").mkdir()

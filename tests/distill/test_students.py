@@ -3,7 +3,7 @@ from __future__ import annotations
 import argparse
 import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path, PosixPath
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save_file
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.preprocess import Preprocess
@@ -103,9 +103,7 @@ CHECKPOINTS: dict[str, Callable[[State], object]] = {
 
 
 @pytest.mark.parametrize("kind", ["safetensors", *CHECKPOINTS])
-def test_weights_from_a_file_give_the_files_features(
-    kind: str, reference: Any, tmp_path: Path
-) -> None:
+def test_weights_from_a_file(kind: str, reference: Any, tmp_path: Path) -> None:
     state, path = reference.state_dict(), tmp_path / "w.pth.tar"
     if kind == "safetensors":
         path = tmp_path / "w.safetensors"
@@ -120,7 +118,7 @@ def test_weights_from_a_file_give_the_files_features(
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-def without_classifier(name: str, **options: object) -> tuple[torch.nn.Module, dict[str, Any]]:
+def without_classifier(name: str, **options: object) -> tuple[torch.nn.Module, State]:
     """A trained timm model less its classifier by timm's own `reset_classifier`, and the weights from before."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=7, **options).eval()
@@ -132,47 +130,30 @@ def without_classifier(name: str, **options: object) -> tuple[torch.nn.Module, d
     return model.eval(), state
 
 
-def assert_loads(name: str, tmp_path: Path, kinds: Sequence[str]) -> None:
-    model, state = without_classifier(name)
-    side = model.pretrained_cfg["input_size"][-1]  # type: ignore[index]
-    for kind in kinds:
-        torch.save(CHECKPOINTS[kind](state), tmp_path / "w.pth.tar")
-        weights = tmp_path / "w.pth.tar"
-        loaded = make_student(name, pretrained="scratch", weights=weights, dim=4).backbone.eval()
-        with torch.inference_mode():
-            assert torch.allclose(loaded(views(side)), model(views(side)), atol=1e-4, rtol=1e-4), (
-                kind
-            )
-
-
-@pytest.mark.parametrize("name", ["repvit_m0_9", "levit_128s", "poolformerv2_s12"])
+@pytest.mark.parametrize("name", ["levit_128s", "poolformerv2_s12"])
 def test_heads_with_batchnorm_or_another_name_are_left_out(name: str, tmp_path: Path) -> None:
-    assert_loads(name, tmp_path, ["Lightning"])
-
-
-@pytest.mark.slow  # scripts/sweep_checkpoints.py does the same for about 50 models
-@pytest.mark.parametrize(
-    "name", ["caformer_s18", "mobileone_s0", "swiftformer_xs", "xcit_nano_12_p16_224"]
-)
-def test_families_take_every_kind_of_checkpoint(name: str, tmp_path: Path) -> None:
-    assert_loads(name, tmp_path, tuple(CHECKPOINTS))
+    """scripts/sweep_checkpoints.py does the same for about 50 models and every kind of file."""
+    model, state = without_classifier(name)
+    path, side = tmp_path / "w.pth.tar", model.pretrained_cfg["input_size"][-1]  # type: ignore[index]
+    torch.save(CHECKPOINTS["Lightning"](state), path)
+    loaded = make_student(name, pretrained="scratch", weights=path, dim=4).backbone.eval()
+    with torch.inference_mode():
+        found, expected = loaded(views(side)), model(views(side))
+    assert torch.allclose(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_familys_original_names_are_translated_by_timm(tmp_path: Path) -> None:
     model, state = without_classifier("vit_tiny_patch16_224", img_size=32)
-    patches = "patch_embed.proj.weight"
-    foreign = state | {
-        patches: state[patches].flatten(1)
-    }  # as DINO writes a linear patch embedding
-    torch.save({"teacher": 1, "model": foreign}, tmp_path / "w.pt")
-    student = scratch("vit_tiny", size=32, weights=tmp_path / "w.pt")
+    patches = "patch_embed.proj.weight"  # DINO writes a linear patch embedding
+    torch.save(
+        {"teacher": 1, "model": state | {patches: state[patches].flatten(1)}}, tmp_path / "w"
+    )
+    student = scratch("vit_tiny", size=32, weights=tmp_path / "w")
     with torch.inference_mode():
         assert torch.allclose(student.backbone(views()), model(views()), atol=1e-5)
 
 
-def test_weights_that_do_not_fit_exactly_once_are_refused(
-    reference: torch.nn.Module, tmp_path: Path
-) -> None:
+def test_weights_that_do_not_fit_are_refused(reference: torch.nn.Module, tmp_path: Path) -> None:
     state, path = reference.state_dict(), tmp_path / "w.safetensors"
     name = next(key for key in state if key.endswith("weight"))
 
@@ -213,39 +194,30 @@ def test_pickled_code_is_refused_and_not_run(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])
-@pytest.mark.parametrize(
-    "content", [b"", b"hello, this is text", "truncated", [1, 2], {1: torch.zeros(1)}], ids=str
-)
-def test_a_damaged_file_is_refused(
-    ending: str, content: Any, reference: torch.nn.Module, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("content", [b"", b"text", None, [1, 2], {1: torch.zeros(1)}], ids=str)
+def test_damage(ending: str, content: Any, reference: torch.nn.Module, tmp_path: Path) -> None:
     path = tmp_path / f"w{ending}"
-    if content == "truncated":
+    if content is None:
         (save_file if ending == ".safetensors" else torch.save)(reference.state_dict(), path)
         content = path.read_bytes()[:9000]
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    assert refusal(lambda: load_weights(path)).message
+    refusal(lambda: load_weights(path))
 
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for module in (
-        "edgekd.core.hub",
-        "edgekd.distill.models.students",
-        "edgekd.distill.models.teachers",
-    ):
-        monkeypatch.setattr(f"{module}.hub_reachable", lambda: False)
+    for module in ("core.hub", "distill.models.students", "distill.models.teachers"):
+        monkeypatch.setattr(f"edgekd.{module}.hub_reachable", lambda: False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 @pytest.mark.usefixtures("no_hub")
-def test_a_hub_out_of_reach_is_one_sentence_with_two_commands() -> None:
+def test_a_hub_out_of_reach_is_an_error_with_two_commands() -> None:
     error = refusal(lambda: make_student("mobilenetv3_small", pretrained="hub", size=32, classes=2))
-    assert "cannot be reached" in error.message
     assert "edgekd fetch TEACHER mobilenetv3_small_100 --to weights" in error.hint
     assert "--weights-dir weights" in error.hint
 
@@ -276,9 +248,7 @@ def test_a_vit_takes_weights_of_another_size(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_options_that_do_not_fit_or_change_the_output_are_refused(
-    name: str, options: dict[str, object]
-) -> None:
+def test_options_that_do_not_fit_are_refused(name: str, options: dict[str, object]) -> None:
     refusal(lambda: scratch(name, options=options))
 
 
@@ -291,25 +261,22 @@ def test_the_fitted_scale_is_the_best_of_a_fine_grid() -> None:
 
     def loss(factor: float) -> float:  # with labels smoothed by 1 / (images + 2)
         rows = scores.double() * factor
-        return torch.nn.functional.cross_entropy(rows, labels, label_smoothing=1 / 202).item()
+        return cross_entropy(rows, labels, label_smoothing=1 / 202).item()
 
     best = min(np.exp(np.linspace(np.log(1), np.log(1000), 4000)), key=loss)
     assert fit_scale(scores, labels) == pytest.approx(best, rel=2e-3)
-    right = torch.nn.functional.one_hot(torch.arange(10) % 2).float()
+    right = one_hot(torch.arange(10) % 2).float()
     assert 1 < fit_scale(right, torch.arange(10) % 2) < 50
     assert fit_scale(1 - right, torch.arange(10) % 2) < 0.01
 
 
 @pytest.mark.parametrize("projector", ["linear", "mlp", "mlp-gelu"])
 @pytest.mark.parametrize("classes", [None, 5])
-def test_every_projector_and_head_fold_into_one_last_layer(
-    projector: Any, classes: int | None
-) -> None:
-    student: Any = make_student(
-        NAME, pretrained="scratch", size=32, dim=12, classes=classes, projector=projector
-    ).eval()
+def test_projector_and_head_fold_into_one_layer(projector: Any, classes: int | None) -> None:
+    parts: dict[str, Any] = {"dim": 12, "classes": classes, "projector": projector}
+    student: Any = make_student(NAME, pretrained="scratch", size=32, **parts).eval()
     student.scale.fill_(3.0)
-    bank = torch.nn.functional.normalize(torch.randn(5, 12), dim=-1)
+    bank = normalize(torch.randn(5, 12), dim=-1)
     config = timm.get_pretrained_cfg(NAME)
     mean, std = (torch.tensor(v)[:, None, None] for v in (config.mean, config.std))
     with torch.inference_mode():
@@ -328,30 +295,24 @@ def drawn_images(make_domain_folder: Make, tmp_path: Path, own_cache: Path) -> I
     return load_images(str(make_domain_folder(tmp_path / "data", count=3)))
 
 
-@pytest.mark.parametrize("batch", [4, 7, 100])
-def test_batches_hold_the_asked_images_in_order(drawn_images: ImageSet, batch: int) -> None:
+def test_batches_and_scores_come_in_order(drawn_images: ImageSet) -> None:
     indices = np.array([5, 0, 17, 3, 3, 9, 1])
     preprocess = Preprocess(size=20, resize="crop", crop_pct=0.8)
-    parts = list(pixel_batches(drawn_images, indices, preprocess, batch))
-    assert [len(part) for part in parts] == [min(batch, 7 - start) for start in range(0, 7, batch)]
-    together = np.concatenate(parts)
-    assert together.dtype == np.uint8
-    for row, index in zip(together, indices, strict=True):
+    parts = list(pixel_batches(drawn_images, indices, preprocess, 4))
+    assert [len(part) for part in parts] == [4, 3]
+    assert parts[0].dtype == np.uint8
+    for row, index in zip(np.concatenate(parts), indices, strict=True):
         assert np.array_equal(row, preprocess.pixels(drawn_images.read(int(index))))
-
-
-def test_a_students_scores_do_not_depend_on_the_batch(drawn_images: ImageSet) -> None:
     student = make_student(NAME, pretrained="scratch", size=32, dim=6).train()
-    bank = torch.nn.functional.normalize(torch.randn(4, 6), dim=-1)
-    scores = predict_all(
-        student_predict(student, bank), drawn_images, np.arange(18), student.preprocess
-    )
+    bank = normalize(torch.randn(4, 6), dim=-1)
+    predict = student_predict(student, bank)
+    scores = predict_all(predict, drawn_images, np.arange(18), student.preprocess)
     assert (scores.shape, scores.dtype) == ((18, 4), np.float32)
-    pixels = student.preprocess.pixels(drawn_images.read(7)).copy()
+    pixels = [student.preprocess.pixels(drawn_images.read(index)) for index in (7, 16)]
     with torch.inference_mode():
-        view = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+        view = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
         expected = student.eval()(view) @ bank.T
-    np.testing.assert_allclose(scores[7:8], expected.numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(scores[[7, 16]], expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
@@ -364,7 +325,7 @@ JUDGED: Any = SimpleNamespace(
 
 
 def mean_loss(rows: torch.Tensor) -> float:
-    each = torch.nn.functional.cross_entropy(rows, torch.tensor([0, 1, 1, 2]), reduction="none")
+    each = cross_entropy(rows, torch.tensor([0, 1, 1, 2]), reduction="none")
     return float((each[:3].mean() + each[3]) / 2)
 
 
@@ -372,7 +333,7 @@ def mean_loss(rows: torch.Tensor) -> float:
 def test_the_loss_counts_every_domain_alike_and_a_text_head_as_its_teachers(head: str) -> None:
     dim, classes = (None if head == "linear" else 6), (None if head == "text" else 3)
     student: Any = make_student(NAME, pretrained="scratch", size=32, dim=dim, classes=classes)
-    vectors = torch.nn.functional.normalize(torch.randn(3, 6), dim=-1)
+    vectors = normalize(torch.randn(3, 6), dim=-1)
     bank = TextBank(("a", "b", "c"), ("{}",), vectors, "t", 20.0)
     found = source_loss(student.train(), bank if dim else None, JUDGED, np.arange(4))
     assert student.training
@@ -389,28 +350,22 @@ def test_neighbours_vote_by_their_nearness() -> None:
     train = torch.tensor([[1.0, 0], [0, 2.0], [1.0, 1.0]])
     scores = knn_scores(train, torch.tensor([0, 1, 2]), torch.tensor([[3.0, 0]]), 3, k=2)
     near, far = math.exp(1 / 0.07), math.exp(math.sqrt(0.5) / 0.07)
-    assert scores[0].tolist() == pytest.approx(
-        [near / (near + far), 0, far / (near + far)], rel=1e-4
-    )
-    assert knn_scores(train, torch.tensor([0, 0, 1]), train, 2, k=50).sum(
-        dim=1
-    ).tolist() == pytest.approx([1, 1, 1])
+    expected = torch.tensor([near, 0, far]) / (near + far)
+    assert torch.allclose(scores[0], expected, rtol=1e-4)
+    every = knn_scores(train, torch.tensor([0, 0, 1]), train, 2, k=50)
+    assert torch.allclose(every.sum(dim=1), torch.ones(3))
 
 
 def test_the_linear_probe_is_at_the_optimum_of_its_loss() -> None:
     make = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 3, (60,), generator=make)
-    train = (
-        5 + torch.randn(60, 4, generator=make) + 2 * torch.nn.functional.one_hot(labels, 4).float()
-    )
+    train = 5 + torch.randn(60, 4, generator=make) + 2 * one_hot(labels, 4).float()
     layer = linear_probe(train, labels, 3, decay=0.1)
     mean, std = train.mean(dim=0), train.std(dim=0, correction=0)
     weight = (layer.weight * std).detach().requires_grad_()
     bias = (layer.bias + layer.weight @ mean).detach().requires_grad_()
-    loss = (
-        cross_entropy((train - mean) / std @ weight.T + bias, labels) + 0.05 * weight.square().sum()
-    )
-    loss.backward()
+    scores = (train - mean) / std @ weight.T + bias
+    (cross_entropy(scores, labels) + 0.05 * weight.square().sum()).backward()
     assert max(weight.grad.abs().max(), bias.grad.abs().max()) < 1e-3
     assert not layer.weight.requires_grad
 

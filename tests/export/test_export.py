@@ -10,22 +10,18 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from export_fakes import CLASSES, PREPROCESS, build, export, pictures
-from onnx import TensorProto, helper
+from export_fakes import CLASSES, PREPROCESS, build, export, logits, pictures
 
 from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError, GateFailed
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.export.graph import torch_logits
-from edgekd.export.onnx.graphs import with_float_input
 from edgekd.export.parity import check
 from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.export.run import int8_speed
 from edgekd.targets import profiles
 from edgekd.targets.agent.model import open_model
-from edgekd.targets.feed import feed_of, normalising
 from edgekd.targets.registry import artifact_name
 from edgekd.targets.session import open_session
 
@@ -53,41 +49,23 @@ def test_fp32_artifact_computes_the_model_and_describes_it(fp32: Path) -> None:
     assert inside["provenance"]["student"] == "test"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+@pytest.mark.parametrize(
+    ("target", "precision"), [("onnxruntime", "int8"), ("openvino", "int8"), ("tensorrt", "fp16")]
+)
 def test_the_same_model_is_the_same_file(
     tmp_path: Path, target: str, precision: str, graphs_once: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edgekd.export.onnx.write.to_proto", graphs_once)
     if target == "openvino":
         pytest.importorskip("openvino")
-    keys = ["a"] * 64
     first, again = (
-        export(build(), tmp_path / name, precision, target, parity_keys=keys) for name in ("a", "b")
+        export(build(), tmp_path / name, precision, target, parity_keys=["a"] * 64)
+        for name in ("a", "b")
     )
     assert (first.files, first.quantization) == (again.files, again.quantization)
 
 
-def test_int8_artifact_records_its_calibration(fp32: Path, tmp_path: Path) -> None:
-    artifact = export(build(), tmp_path / "int8", "int8", fp32_path=fp32 / "model.onnx")
-    assert read_artifact(tmp_path / "int8") == artifact
-    assert artifact.quantization is not None
-    assert artifact.quantization["calibration_images"] == 32
-    assert artifact.quantization["ids"][1] == "image 1"
-    nodes = onnx.load(tmp_path / "int8" / "model.onnx").graph.node
-    assert any(node.op_type == "QuantizeLinear" for node in nodes)
-    assert artifact.parity["cosine"] > 0.99
-
-
-def test_wrong_fp32_file_fails_the_gate_and_is_kept_aside(fp32: Path, tmp_path: Path) -> None:
-    with pytest.raises(GateFailed, match="does not match the student") as caught:
-        export(build(seed=9), tmp_path / "a", "fp32", fp32_path=fp32 / "model.onnx")
-    assert caught.value.exit_code == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["a.failed"]
-    assert read_artifact(tmp_path / "a.failed").parity["passed"] is False
-
-
-def test_int8_that_minmax_fails_is_calibrated_by_mse(
+def test_int8_records_its_calibration_and_is_calibrated_by_mse_where_minmax_fails(
     fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails = iter([{"passed": False, "reason": "a test"}, {}])
@@ -95,19 +73,28 @@ def test_int8_that_minmax_fails_is_calibrated_by_mse(
     artifact = export(build(), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx")
     assert artifact.quantization is not None
     assert artifact.quantization["calibrator"] == "mse"
+    assert artifact.quantization["calibration_images"] == 32
+    assert artifact.quantization["ids"][1] == "image 1"
     assert artifact.parity["passed"] is True
+    assert artifact.parity["cosine"] > 0.99
     assert read_artifact(tmp_path / "a") == artifact
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    nodes = onnx.load(tmp_path / "a" / "model.onnx").graph.node
+    assert any(node.op_type == "QuantizeLinear" for node in nodes)
 
 
-def test_weak_int8_fails_the_gate_and_the_hint_leads_on(fp32: Path, tmp_path: Path) -> None:
-    def refused(**changes: Any) -> str:
-        path = fp32 / "model.onnx"
-        with pytest.raises(GateFailed, match="differs too much from the student") as caught:
-            export(build(seed=9), tmp_path / "a", "int8", fp32_path=path, **changes)
+def test_a_failed_gate_keeps_the_file_aside(fp32: Path, tmp_path: Path) -> None:
+    path, folder = fp32 / "model.onnx", tmp_path / "a"
+
+    def refused(precision: str = "int8", **changes: Any) -> str:
+        with pytest.raises(GateFailed) as caught:
+            export(build(seed=9), folder, precision, fp32_path=path, **changes)
         assert caught.value.exit_code == 1
         return caught.value.hint
 
+    refused("fp32")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.failed"]
+    assert read_artifact(tmp_path / "a.failed").parity["passed"] is False
     hint = refused()
     kept = read_artifact(tmp_path / "a.failed").parity
     assert kept["passed"] is False
@@ -120,11 +107,9 @@ def test_weak_int8_fails_the_gate_and_the_hint_leads_on(fp32: Path, tmp_path: Pa
     limits = AccuracyBudget(pictures(8), none, pictures(8), 100.0, 100.0, min_agreement=0)
     assert "--max-drop" not in refused(budget=limits)
     percent = int(hint.partition("--min-agreement ")[2].rstrip("."))
-    assert percent <= 100 * kept["top1_agreement"] < percent + 1, (
-        "the threshold of the hint must pass"
-    )
-    path = fp32 / "model.onnx"
-    artifact = export(build(seed=9), tmp_path / "a", "int8", fp32_path=path, min_agreement=percent)
+    # The threshold of the hint must pass.
+    assert percent <= 100 * kept["top1_agreement"] < percent + 1
+    artifact = export(build(seed=9), folder, "int8", fp32_path=path, min_agreement=percent)
     assert (artifact.parity["passed"], artifact.parity["min_agreement"]) == (True, percent / 100)
 
 
@@ -133,9 +118,9 @@ def test_weak_int8_fails_the_gate_and_the_hint_leads_on(fp32: Path, tmp_path: Pa
     [
         ("int8", {"calibration": None}, "needs calibration images"),
         ("fp32", {"parity_images": pictures(1)[:0]}, "no images for the parity check"),
-        ("int4", {}, 'no precision "int4"'),
-        ("int8", {"calibrator": "mes"}, 'no calibrator "mes". Did you mean "mse"'),
-        ("fp16", {"calibrator": "mse"}, "no calibrator"),
+        ("int4", {}, "int4"),
+        ("int8", {"calibrator": "mes"}, "mse"),
+        ("fp16", {"calibrator": "mse"}, "no ranges to choose"),
         ("int8", {"calibrator": "mse", "target": "openvino"}, "openvino has no calibrator"),
         ("fp32", {"min_agreement": 50}, "--min-agreement"),
         ("fp32", {"target": "onnxruntim"}, "There is no target"),
@@ -149,9 +134,7 @@ def test_impossible_wishes_leave_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_int8_is_timed_beside_its_own_fp32_or_else_onnx_runtimes(
-    fp32: Path, tmp_path: Path
-) -> None:
+def test_int8_is_timed_beside_fp32(fp32: Path, tmp_path: Path) -> None:
     int8 = export(build(), tmp_path / "onnxruntime-int8", "int8", fp32_path=fp32 / "model.onnx")
     assert int8_speed(int8) is None
     shutil.copytree(fp32, tmp_path / "onnxruntime-fp32")
@@ -168,7 +151,7 @@ def test_what_a_killed_export_left_goes_with_a_later_one(fp32: Path, tmp_path: P
         (folder / "search-x").mkdir(parents=True)
         (folder / "search-x" / "trial.onnx").write_bytes(b"half")
     yesterday = time.time() - 25 * 3600
-    for path in (old / "search-x" / "trial.onnx", old / "search-x", old):
+    for path in (*old.rglob("*"), old):
         os.utime(path, (yesterday, yesterday))
     export(build(), tmp_path / "a", "fp32", fp32_path=fp32 / "model.onnx")
     # The other may be at work.
@@ -189,28 +172,8 @@ def float_file(
 
 def by_hand(images: np.ndarray) -> np.ndarray:
     """What other programs do, in float64."""
-    values = (images.astype(np.float64) / 255 - np.array(PREPROCESS.mean)) / np.array(
-        PREPROCESS.std
-    )
-    return values.transpose(0, 3, 1, 2).astype(np.float32)
-
-
-def share_of_range(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / np.ptp(expected))
-
-
-def test_normalising_by_hand() -> None:
-    image = np.zeros((1, 2, 2, 3), dtype=np.uint8)
-    image[0, 0, 1] = (255, 51, 102)
-    found = normalising((0.5, 0.2, 0.4), (0.5, 0.1, 0.2))(image)
-    assert (found.shape, found.dtype) == ((1, 3, 2, 2), np.float32)
-    np.testing.assert_allclose(found[0, :, 0, 1], (1, 0, 0), atol=1e-6)
-    np.testing.assert_allclose(found[0, :, 1, 1], (-1, -2, -2), atol=1e-6)
-    np.testing.assert_allclose(
-        normalising(PREPROCESS.mean, PREPROCESS.std)(IMAGES[::2]), by_hand(IMAGES[::2]), atol=2e-6
-    )
-    with pytest.raises(EdgekdError, match="takes image, which is not fed here"):
-        feed_of({"dtype": "image"}, {})
+    centred = images.astype(np.float64) / 255 - np.array(PREPROCESS.mean)
+    return (centred / np.array(PREPROCESS.std)).transpose(0, 3, 1, 2).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -227,22 +190,21 @@ def test_the_file_takes_what_other_programs_feed(floats: Path, fp32: Path) -> No
     assert artifact.input == "float"
     nodes = onnx.load(floats / "model.onnx").graph.node
     assert [node.op_type for node in nodes] == ["Conv", "Relu", "ReduceMean", "Gemm"]
-    runtime = onnxruntime.InferenceSession(
-        floats / "model.onnx", providers=["CPUExecutionProvider"]
-    )
-    expected = torch_logits(build(), IMAGES)
-    assert share_of_range(runtime.run(None, {"image": by_hand(IMAGES)})[0], expected) < 1e-5
+    expected, close = torch_logits(build(), IMAGES), {"rtol": 0, "atol": 1e-5}
     session = open_session(floats, threads=1)
-    assert share_of_range(session.run(IMAGES), open_session(fp32, threads=1).run(IMAGES)) < 1e-5
+    np.testing.assert_allclose(logits(floats / "model.onnx", by_hand(IMAGES)), expected, **close)
+    np.testing.assert_allclose(session.run(IMAGES), expected, **close)
     with pytest.raises(EdgekdError, match=r"takes uint8 \[B, 32, 32, 3\], not float32"):
         session.run(by_hand(IMAGES))  # type: ignore[arg-type]
     agents = open_model(floats, threads=1).run(IMAGES[:1])
     np.testing.assert_array_equal(agents, session.run(IMAGES[:1]))
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_other_precisions_pass_parity_and_are_the_same_network(
+@pytest.mark.parametrize(
+    ("target", "precision"),
+    [("onnxruntime", "fp16"), ("onnxruntime", "int8"), ("tensorrt", "int8")],
+)
+def test_float_input_changes_no_layer(
     fp32: Path, tmp_path: Path, target: str, precision: str
 ) -> None:
     base = fp32 / "model.onnx"
@@ -253,67 +215,45 @@ def test_other_precisions_pass_parity_and_are_the_same_network(
     models = [onnx.load(tmp_path / name / "model.onnx") for name in ("plain", "floats")]
     before, after = (Counter(node.op_type for node in model.graph.node) for model in models)
     kept_cast = (target, precision) != ("onnxruntime", "int8")  # from bytes became one from float32
-    assert before - after == Counter(
-        Reshape=2, Mul=1, Add=1, Transpose=1, Cast=0 if kept_cast else 1
-    )
+    gone = Counter(Reshape=2, Mul=1, Add=1, Transpose=1, Cast=0 if kept_cast else 1)
+    assert before - after == gone
     assert after - before == Counter()
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("int8", 0.05)])
-def test_openvino_takes_floats(
-    fp32: Path, tmp_path: Path, precision: str, tolerance: float
-) -> None:
+def test_openvino_takes_floats_and_an_accuracy_budget(fp32: Path, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
-    artifact = float_file(tmp_path / "a", precision, "openvino", fp32_path=fp32 / "model.onnx")
+    expected, base, images = (
+        torch_logits(build(), IMAGES),
+        fp32 / "model.onnx",
+        pictures(48, seed=3),
+    )
+    labels = torch_logits(build(), images).argmax(axis=1)
+    limits = AccuracyBudget(images, labels, images, 0.0, 0.0, min_agreement=1.0)
+    artifact = float_file(tmp_path / "a", "int8", "openvino", budget=limits, fp32_path=base)
     assert artifact.parity["passed"] is True
+    assert artifact.quantization is not None
+    assert artifact.quantization["mixed"]["agreement"] == 1.0
     taken = openvino.Core().read_model(tmp_path / "a" / "model.xml").input(0)
     assert str(taken.get_element_type()) == "<Type: 'float32'>"
     assert taken.partial_shape[1].get_length() == 3
     found = open_session(tmp_path / "a", threads=1).run(IMAGES)
-    assert share_of_range(found, torch_logits(build(), IMAGES)) < tolerance
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.05 * np.ptp(expected))
     agents = open_model(tmp_path / "a", threads=1).run(IMAGES[:1])
     np.testing.assert_allclose(agents, found[:1], atol=1e-6)
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "openvino"])
-def test_an_accuracy_budget_works_for_every_target(target: str, fp32: Path, tmp_path: Path) -> None:
-    if target == "openvino":
-        pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
-    images, base = pictures(48, seed=3), fp32 / "model.onnx"
-    labels = torch_logits(build(), images).argmax(axis=1)
-    limits = AccuracyBudget(images, labels, images, 0.0, 0.0, min_agreement=1.0)
-    artifact = float_file(tmp_path / "a", "int8", target, budget=limits, fp32_path=base)
-    assert artifact.quantization is not None
-    assert artifact.quantization["mixed"]["agreement"] == 1.0
-    assert artifact.parity["passed"] is True
-
-
-def test_another_graph_is_refused() -> None:
-    cast = helper.make_node("Cast", ["image"], ["x"], "cast", to=TensorProto.FLOAT)
-    nodes = [cast, helper.make_node("Sigmoid", ["x"], ["y"], "squeeze")]
-    shape = ["batch", 4, 4, 3]
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, shape)
-    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
-    model = helper.make_model(helper.make_graph(nodes, "other", [image], [output]))
-    with pytest.raises(EdgekdError, match="because of the Sigmoid squeeze"):
-        with_float_input(model)
-
-
 def test_names_and_words(tmp_path: Path) -> None:
-    assert artifact_name("openvino", "int8") == "openvino-int8"
     name = artifact_name("openvino", "int8", embedding=True, input="float")
     assert name == "openvino-int8-embedding-float-input"
     assert artifact_name("onnxruntime", "int8", padding=False) == "onnxruntime-int8-unpadded"
-    for words, said in (
-        ({"padding": False}, "--int8"),
-        ({"padding": False, "precision": "int8", "target": "openvino"}, "no option padding"),
-        ({"input": "flaot"}, 'no input "flaot"'),
-        ({"target": "coreml", "input": "float"}, "coreml"),
+    for words in (
+        {"padding": False},
+        {"padding": False, "precision": "int8", "target": "openvino"},
+        {"input": "flaot"},
+        {"target": "coreml", "input": "float"},
     ):
-        with pytest.raises(EdgekdError, match=said):
+        with pytest.raises(EdgekdError):
             ExportConfig.load(**words)
-    with pytest.raises(EdgekdError, match="coreml"):
-        float_file(tmp_path / "a", target="coreml")
 
 
 NPU = """
@@ -322,15 +262,8 @@ summary = "A board of mine"
 runtime = "ONNX Runtime, CPU"
 precisions = ["int8"]
 input = "float"
-
-[because]
-runtime = "page"
-precisions = "page"
-input = "page"
-
-[sources.page]
-title = "The board's page"
-url = "https://example.org/board"
+because = {runtime = "page", precisions = "page", input = "page"}
+sources.page = {title = "The board's page", url = "https://example.org/board"}
 """
 
 
@@ -343,8 +276,7 @@ def test_a_profile_may_demand_floats(tmp_path: Path) -> None:
         for given in (None, "uint8", "float")
     ]
     assert inputs == [None, "uint8", "float", "float", "uint8", "float", None, "uint8", "float"]
-    wrong = (NPU.replace('input = "page"\n', ""), NPU.replace('"float"', '"nchw"'))
-    for text, said in zip(wrong, ("input has no source", "input: Input should be"), strict=True):
+    for text in (NPU.replace(', input = "page"', ""), NPU.replace('"float"', '"nchw"')):
         path.write_text(text)
-        with pytest.raises(EdgekdError, match=said):
+        with pytest.raises(EdgekdError):
             profiles.load_profile(path)

@@ -82,27 +82,21 @@ def test_float_files_compute_the_model(
 )
 def test_files_of_8_bits_are_small_and_close(tmp_path: Path, target: str, precision: str) -> None:
     needs(target)
-    images, model = (
-        pictures(100, seed=2),
-        block_model(width=64),
-    )  # wide, so that weights fill the file
+    images, model = pictures(100, seed=2), block_model(width=64)  # its weights fill the file
     reference = torch_logits(model, images)
     for each in ("fp32", precision):
         export_block(tmp_path / each, target, each, model=model)
     candidate = open_session(tmp_path / precision).run(images)
     assert not np.array_equal(reference, candidate)
     assert np.square(candidate - reference).mean() < 0.2 * reference.var(axis=0).mean()
-    sizes = [
-        sum(path.stat().st_size for path in (tmp_path / each).glob("model.*"))
-        for each in ("fp32", precision)
-    ]
-    assert sizes[1] < sizes[0]
+    files = [next((tmp_path / each).glob("model.*")) for each in ("fp32", precision)]
+    assert files[1].stat().st_size < files[0].stat().st_size
 
 
 @pytest.mark.parametrize(
     ("target", "name"), [("litert", "model.tflite"), ("executorch", "model.pte")]
 )
-def test_a_damaged_file_is_one_sentence(
+def test_damage(
     exported: Callable[[str, str], Path], tmp_path: Path, target: str, name: str
 ) -> None:
     folder = Path(shutil.copytree(exported(target, "fp32"), tmp_path / "a"))
@@ -123,9 +117,7 @@ def test_ranges_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", PACKAGES)
-def test_int8_stays_close_behind_clips_and_with_logits_far_from_zero(
-    target: str, tmp_path: Path
-) -> None:
+def test_int8_stays_close_with_odd_ranges(target: str, tmp_path: Path) -> None:
     needs(target)
     model = block_model()
     with torch.no_grad():
@@ -140,9 +132,7 @@ def test_int8_stays_close_behind_clips_and_with_logits_far_from_zero(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_program_of_its_test_kit_passes(
-    exported: Callable[[str, str], Path], tmp_path: Path, precision: str
-) -> None:
+def test_its_test_kit(exported: Callable[[str, str], Path], tmp_path: Path, precision: str) -> None:
     encoded = []
     for image in pictures(3, seed=4):
         buffer = io.BytesIO()
@@ -171,9 +161,7 @@ def test_an_agent_with_nothing_but_litert_gives_the_same_logits(
 
 
 @pytest.mark.parametrize("target", PACKAGES)
-def test_without_the_package_the_extra_is_named(
-    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in PACKAGES[target]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(NotHere) as caught:
@@ -182,9 +170,7 @@ def test_without_the_package_the_extra_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_agent_names_the_runtime_it_lacks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_agent_names_a_missing_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_agent(tmp_path / "agent.pyz")
     broken = "raise ImportError('no such wheel')"
     plant(monkeypatch, tmp_path / "planted", "ai_edge_litert", broken)
@@ -196,9 +182,7 @@ def test_an_agent_names_the_runtime_it_lacks(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_classes_are_a_file_within_the_model(
-    exported: Callable[[str, str], Path], precision: str
-) -> None:
+def test_the_classes_are_in_the_model(exported: Callable[[str, str], Path], precision: str) -> None:
     folder = exported("litert", precision)
     with zipfile.ZipFile(folder / "model.tflite") as archive:
         assert archive.read("labels.txt") == (folder / "labels.txt").read_bytes()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from export_fakes import CLASSES, Backbone, build, export
 from onnx import TensorProto, helper
 from PIL import Image
@@ -41,15 +43,13 @@ def resized(preprocess: Preprocess, picture: np.ndarray) -> np.ndarray:
     """The pixels that the graph in front of a model makes of a picture."""
     side = ["batch", preprocess.size, preprocess.size, 3]
     ends = [helper.make_tensor_value_info(name, TensorProto.UINT8, side) for name in ("image", "o")]
-    graph = helper.make_graph(
-        [helper.make_node("Identity", ["image"], ["o"])], "g", ends[:1], ends[1:]
-    )
+    identity = helper.make_node("Identity", ["image"], ["o"])
+    graph = helper.make_graph([identity], "g", ends[:1], ends[1:])
     plain = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     model = with_resize(plain, preprocess)
     onnx.checker.check_model(model, full_check=True)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=providers)
     return session.run(None, {"image": picture[None]})[0][0]
 
 
@@ -57,37 +57,29 @@ def resized(preprocess: Preprocess, picture: np.ndarray) -> np.ndarray:
     ("interpolation", "most", "share"), [("bicubic", 1, 0.005), ("bilinear", 2, 0.15)]
 )
 @pytest.mark.parametrize(("resize", "crop_pct"), [("squash", 1.0), ("crop", 0.875), ("crop", 0.9)])
-def test_the_graph_gives_pillows_pixels(
-    resize: str, crop_pct: float, interpolation: str, most: int, share: float
+def test_the_graph_resizes(
+    resize: Any, crop_pct: float, interpolation: Any, most: int, share: float
 ) -> None:
-    preprocess = Preprocess.model_validate(
-        {"size": 32, "resize": resize, "crop_pct": crop_pct, "interpolation": interpolation}
-    )
+    rule = Preprocess(size=32, resize=resize, crop_pct=crop_pct, interpolation=interpolation)
     for picture in PHOTOS:
-        expected = preprocess.pixels(Image.fromarray(picture)).astype(int)
-        difference = np.abs(resized(preprocess, picture) - expected)
+        expected = rule.pixels(Image.fromarray(picture)).astype(int)
+        difference = np.abs(resized(rule, picture) - expected)
         assert difference.max() <= most
         assert (difference > 0).mean() <= share
 
 
 def picture_file(folder: Path, precision: str, preprocess: Preprocess) -> Artifact:
-    model = build() if preprocess.resize == "squash" else _cropping(preprocess)
-    return export(
-        model, folder, precision, preprocess=preprocess, input="picture", pictures=lambda: PHOTOS
-    )
+    torch.manual_seed(0)
+    model = Deployable(Backbone(), nn.Linear(8, len(CLASSES)), preprocess)
+    given: dict[str, Any] = {"input": "picture", "pictures": lambda: PHOTOS}
+    return export(model, folder, precision, preprocess=preprocess, **given)
 
 
-def _cropping(preprocess: Preprocess) -> Deployable:
-    return Deployable(Backbone(), nn.Linear(8, len(CLASSES)), preprocess)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("rule", [{}, {"resize": "crop", "crop_pct": 0.8}])
-def test_a_file_takes_pictures_and_prepared_pixels(
-    tmp_path: Path, precision: str, rule: dict[str, object]
-) -> None:
-    preprocess = Preprocess.model_validate({"size": 32} | rule)
-    folder = tmp_path / "a"
+@pytest.mark.parametrize(
+    ("precision", "rule"), [("int8", {}), ("fp32", {"resize": "crop", "crop_pct": 0.8})]
+)
+def test_a_file_takes_pictures(tmp_path: Path, precision: str, rule: dict[str, Any]) -> None:
+    preprocess, folder = Preprocess(size=32, **rule), tmp_path / "a"
     artifact = picture_file(folder, precision, preprocess)
     assert artifact.input == "picture"
     assert artifact.name == f"onnxruntime-{precision}-picture-input"
@@ -101,27 +93,18 @@ def test_a_file_takes_pictures_and_prepared_pixels(
     np.testing.assert_allclose(from_pictures, from_prepared, atol=0.01 * np.ptp(from_prepared))
     with pytest.raises(EdgekdError, match="takes uint8"):
         session.run(PHOTOS[0].astype(np.float32)[None])  # type: ignore[arg-type]
+    if precision == "fp32":  # prepared pixels pass unchanged
+        torch.manual_seed(0)
+        model = Deployable(Backbone(), nn.Linear(8, len(CLASSES)), preprocess)
+        np.testing.assert_allclose(from_prepared, torch_logits(model, prepared), atol=1e-5)
 
 
-def test_prepared_pixels_pass_a_cropping_file_unchanged(tmp_path: Path) -> None:
-    preprocess = Preprocess(size=32, resize="crop", crop_pct=0.8)
-    model = _cropping(preprocess)
-    export(
-        model,
-        tmp_path / "a",
-        "fp32",
-        preprocess=preprocess,
-        input="picture",
-        pictures=lambda: PHOTOS,
-    )
-    pixels = np.stack([photo(32, 32), photo(32, 32)[::-1]])
-    found = open_session(tmp_path / "a", threads=1).run(pixels)
-    np.testing.assert_allclose(found, torch_logits(model, pixels), atol=1e-5)
+def test_a_file_that_resizes_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EdgekdError, match="nearest"):
+        picture_file(tmp_path / "a", "fp32", Preprocess(size=32, interpolation="nearest"))
+    with pytest.raises(EdgekdError, match="picture"):
+        export(build(), tmp_path / "a", "fp32", target="openvino", input="picture")
 
-
-def test_a_file_whose_own_resizing_changes_classes_is_set_aside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     def upside_down(self: Preprocess, image: Image.Image) -> np.ndarray:
         return 255 - np.asarray(image.resize((32, 32)), dtype=np.uint8)
 
@@ -129,10 +112,3 @@ def test_a_file_whose_own_resizing_changes_classes_is_set_aside(
     with pytest.raises(GateFailed, match="pictures"):
         picture_file(tmp_path / "a", "fp32", Preprocess(size=32))
     assert (tmp_path / "a.failed" / "artifact.json").is_file()
-
-
-def test_what_cannot_resize_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EdgekdError, match="nearest"):
-        picture_file(tmp_path / "a", "fp32", Preprocess(size=32, interpolation="nearest"))
-    with pytest.raises(EdgekdError, match="picture"):
-        export(build(), tmp_path / "a", "fp32", target="openvino", input="picture")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from export_fakes import build, export, int8_files, pictures, write_onnx
@@ -21,12 +19,10 @@ from torch import nn
 
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.manifest import read_artifact
-from edgekd.core.preprocess import Preprocess
 from edgekd.export import tensorrt as writer
-from edgekd.export.graph import Deployable, torch_logits
+from edgekd.export.graph import torch_logits
 from edgekd.export.onnx.evaluate import EVALUATED_BY, onnx_evaluator
 from edgekd.export.onnx.graphs import output_axis
-from edgekd.export.onnx.write import export_onnx
 from edgekd.export.quantize.tensorrt import TensorRtInt8, int8_scales
 from edgekd.export.quantize.tensorrt_rules import findings
 from edgekd.export.tensorrt import check_legal
@@ -49,61 +45,37 @@ ORIN = Gpu("Orin", "8.7")
 
 
 def machine(
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    gpu: Gpu | None = None,
-    full: Any | None = None,
-    ahead: Any | None = None,
+    patch: pytest.MonkeyPatch, gpu: Any = None, full: Any = None, ahead: Any = None
 ) -> None:
-    monkeypatch.setattr(trt_machine, "find_gpu", lambda: gpu)
-    monkeypatch.setattr(
-        trt_machine, "module", lambda name: {"tensorrt": full, "tensorrt-rtx": ahead}[name]
-    )
+    """Let this machine have a GPU, TensorRT or TensorRT-RTX."""
+    modules = {"tensorrt": full, "tensorrt-rtx": ahead}
+    patch.setattr(trt_machine, "find_gpu", lambda: gpu)
+    patch.setattr(trt_machine, "module", modules.__getitem__)
+
+
+BOTH = {"gpu": ORIN, "full": FULL, "ahead": AHEAD}
 
 
 @pytest.mark.parametrize(
-    ("here", "wanted", "builder", "capabilities", "why"),
+    ("here", "wanted", "builder", "capabilities"),
     [
-        ({}, (), None, (), "neither a GPU nor TensorRT-RTX"),
-        ({"gpu": ORIN}, (), None, (), "tensorrt is not installed beside this Orin"),
-        ({"gpu": ORIN, "full": FULL}, (), "tensorrt", ("8.7",), "this machine has it and a Orin"),
-        ({"gpu": ORIN, "full": FULL}, ("8.6",), None, ("8.6",), "this GPU is 8.7, not 8.6"),
-        (
-            {"gpu": ORIN, "full": FULL, "ahead": AHEAD},
-            ("8.6",),
-            "tensorrt-rtx",
-            ("8.6",),
-            "without a GPU for 8.6",
-        ),
-        (
-            {"full": FULL, "ahead": AHEAD},
-            (),
-            "tensorrt-rtx",
-            DEFAULT_AHEAD,
-            "the default; --compute-capability",
-        ),
-        ({"ahead": AHEAD}, ("8.9", "8.6", "8.9"), "tensorrt-rtx", ("8.9", "8.6"), "for 8.9, 8.6"),
-        (
-            {"ahead": AHEAD},
-            ("8.6", "8.7"),
-            None,
-            ("8.6", "8.7"),
-            "cannot build for 8.7 (Jetson Orin)",
-        ),
+        ({}, (), None, ()),
+        ({"gpu": ORIN}, (), None, ()),
+        ({"gpu": ORIN, "full": FULL}, (), "tensorrt", ("8.7",)),
+        ({"gpu": ORIN, "full": FULL}, ("8.6",), None, ("8.6",)),
+        (BOTH, ("8.6",), "tensorrt-rtx", ("8.6",)),
+        ({"full": FULL, "ahead": AHEAD}, (), "tensorrt-rtx", DEFAULT_AHEAD),
+        ({"ahead": AHEAD}, ("8.9", "8.6", "8.9"), "tensorrt-rtx", ("8.9", "8.6")),
+        ({"ahead": AHEAD}, ("8.6", "8.7"), None, ("8.6", "8.7")),
     ],
 )
-def test_choice_and_its_reason(
-    monkeypatch: pytest.MonkeyPatch,
-    here: dict,
-    wanted: tuple,
-    builder: str | None,
-    capabilities: tuple,
-    why: str,
+def test_the_choice_of_a_builder(
+    monkeypatch: pytest.MonkeyPatch, here: dict, wanted: tuple, builder: str, capabilities: tuple
 ) -> None:
     machine(monkeypatch, **here)
     choice = choose(wanted, precision="int8")
     assert (choice.builder, choice.capabilities) == (builder, capabilities)
-    assert why in choice.why
+    assert choice.why
 
 
 def test_capabilities_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,46 +101,26 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_bundle_holds_what_a_device_needs_and_names_what_was_not_run(bundle: Path) -> None:
     artifact = read_artifact(bundle)
     assert list(artifact.files) == ["model.onnx", "build.sh", "build_engine.py"]
-    assert {path.name for path in bundle.iterdir()} == {
-        *artifact.files,
-        "artifact.json",
-        "labels.txt",
-    }
+    names = {*artifact.files, "artifact.json", "labels.txt"}
+    assert {path.name for path in bundle.iterdir()} == names
     assert (artifact.format, artifact.details["builder"]) == ("tensorrt", None)
     assert "its latency" in artifact.details["not_verified"]
     assert artifact.parity["run_by"] == EVALUATED_BY
     assert artifact.parity["cosine"] > 0.99
     assert artifact.quantization is not None
     assert artifact.quantization["ids"][1] == "image 1"
-    assert artifact.quantization["calibrator"] == "mse", (
-        "symmetric steps: the default of this target"
-    )
-
-
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 5e-3)])
-def test_float_bundles_compute_the_student(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: str, tolerance: float
-) -> None:
-    machine(monkeypatch)
-    artifact = export(build(), tmp_path / "a", precision, target="tensorrt")
-    assert artifact.parity["passed"] is True
-    images = pictures(8, seed=3)
-    candidate = onnx_evaluator(tmp_path / "a" / "model.onnx")(images)
-    np.testing.assert_allclose(candidate, torch_logits(build(), images), atol=tolerance)
+    assert artifact.quantization["calibrator"] == "mse", "steps are symmetric"
 
 
 def test_failed_build_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    machine(monkeypatch, ahead=AHEAD)
-    monkeypatch.setattr(writer, "module", lambda name: AHEAD)
-    monkeypatch.setattr(writer, "parse", lambda trt, model: (None, None, []))
-
     def fail(*_: Any, **__: Any) -> bytes:
         raise BuildError("no kernel for this layer")
 
+    machine(monkeypatch, ahead=AHEAD)
+    monkeypatch.setattr(writer, "module", lambda name: AHEAD)
+    monkeypatch.setattr(writer, "parse", lambda trt, model: (None, None, []))
     monkeypatch.setattr(writer, "build", fail)
-    with pytest.raises(
-        EdgekdError, match=r"tensorrt-rtx 1\.7\.1 cannot build the engine for 8\.6, .*: no kernel"
-    ):
+    with pytest.raises(EdgekdError, match=r"tensorrt-rtx 1\.7\.1 cannot build .*: no kernel"):
         export(build(), tmp_path / "a", "fp32", target="tensorrt")
     assert list(tmp_path.iterdir()) == []
 
@@ -198,27 +150,16 @@ def test_build_script_calls_trtexec_with_the_artifacts_shapes(bundle: Path, tmp_
 
 def test_build_scripts_without_tensorrt_are_one_sentence(bundle: Path) -> None:
     environment = {**os.environ, "TRTEXEC": "/nowhere/trtexec"}
-    done = subprocess.run(
-        ["sh", bundle / "build.sh"], env=environment, capture_output=True, text=True
-    )
+    words = ["sh", str(bundle / "build.sh")]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert "trtexec was not found" in done.stderr
-    code = f"""
-import runpy, sys
-sys.modules["tensorrt"] = None
-sys.argv = ["build_engine.py"]
-runpy.run_path({str(bundle / "build_engine.py")!r}, run_name="__main__")
-"""
+    code = "import runpy, sys; sys.modules['tensorrt'] = None; sys.argv = ['build_engine.py']; "
+    code += f"runpy.run_path({str(bundle / 'build_engine.py')!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
-
-
-def test_bundle_without_engine_does_not_run_here(bundle: Path) -> None:
-    with pytest.raises(NotHere, match="holds no engine yet") as caught:
-        open_session(bundle)
-    assert "sh build.sh" in caught.value.hint
 
 
 def test_bundle_is_verified_without_torch(bundle: Path) -> None:
@@ -245,20 +186,22 @@ DETAILS = {
 
 
 def test_engine_of_another_gpu_or_version_is_named() -> None:
-    tensorrt.refuse_mismatch(DETAILS, Gpu("RTX 3080", "8.6"), "1.7.1.116")
-    with pytest.raises(
-        NotHere, match=r"built for compute capability 8\.6, 8\.9, and this Orin has 8\.7"
-    ):
+    fits = Gpu("RTX 3080", "8.6")
+    tensorrt.refuse_mismatch(DETAILS, fits, "1.7.1.116")
+    with pytest.raises(NotHere, match=r"compute capability 8\.6, 8\.9, and this Orin has 8\.7"):
         tensorrt.refuse_mismatch(DETAILS, ORIN, "1.7.1.116")
-    with pytest.raises(
-        EdgekdError, match=r"built by tensorrt-rtx 1\.7\.1\.116, and here is 1\.8\.0"
-    ):
-        tensorrt.refuse_mismatch(DETAILS, Gpu("RTX 3080", "8.6"), "1.8.0")
+    with pytest.raises(EdgekdError, match=r"tensorrt-rtx 1\.7\.1\.116, and here is 1\.8\.0"):
+        tensorrt.refuse_mismatch(DETAILS, fits, "1.8.0")
 
 
-def test_engine_without_its_package_or_without_a_gpu(
+def test_what_cannot_run_here_is_named_and_never_replaced(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with pytest.raises(NotHere, match="holds no engine yet") as caught:
+        open_session(bundle)
+    assert "sh build.sh" in caught.value.hint
+    with pytest.raises(EdgekdError, match="no providers"):
+        open_session(bundle, provider="cuda")
     folder = shutil.copytree(bundle, tmp_path / "copy")
     (folder / "device.engine").write_bytes(b"plan")
     monkeypatch.setattr(tensorrt, "runtime", lambda name: None)
@@ -268,43 +211,18 @@ def test_engine_without_its_package_or_without_a_gpu(
     monkeypatch.setattr(tensorrt, "find_gpu", lambda: None)
     with pytest.raises(NotHere, match="needs an NVIDIA GPU"):
         open_session(folder)
-
-
-@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "tensorrt-rtx"])
-def test_provider_that_is_not_there_is_never_replaced(provider: str, tmp_path: Path) -> None:
     export(build(), tmp_path / "a", "fp32")
-    with pytest.raises(NotHere, match="This build of ONNX Runtime has no"):
-        open_session(tmp_path / "a", provider=provider)
-    with pytest.raises(EdgekdError, match='no provider "cudaa"') as caught:
+    for provider in ("cuda", "tensorrt", "tensorrt-rtx"):
+        with pytest.raises(NotHere, match="This build of ONNX Runtime has no"):
+            open_session(tmp_path / "a", provider=provider)
+    with pytest.raises(EdgekdError) as caught:
         open_session(tmp_path / "a", provider="cudaa")
-    assert caught.value.hint == 'Did you mean "cuda"?'
-
-
-def test_provider_of_an_engine_is_refused(bundle: Path) -> None:
-    with pytest.raises(EdgekdError, match="no providers"):
-        open_session(bundle, provider="cuda")
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_tensorrt_rtx_builds_a_real_engine(tmp_path: Path, precision: str) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    if find_gpu() is not None:
-        pytest.skip("with a GPU the engine is built for it")
-    options = {"compute_capability": "8.6"}
-    artifact = export(build(), tmp_path / "a", precision, target="tensorrt", **options)
-    assert next(iter(artifact.files)) == "model.engine"
-    assert artifact.details["builder"] == "tensorrt-rtx"
-    assert artifact.details["compute_capabilities"] == ["8.6"]
-    assert len(artifact.details["checked"]) == 2
-    assert artifact.parity["run_by"] == EVALUATED_BY
-    assert json.loads((tmp_path / "a" / "artifact.json").read_text())["details"]["max_batch"] == 32
-    with pytest.raises(NotHere, match="needs an NVIDIA GPU"):
-        open_session(tmp_path / "a")
+    assert '"cuda"' in caught.value.hint
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_engine_on_a_gpu_computes_the_student(tmp_path: Path, precision: str) -> None:
+def test_engine_on_a_gpu(tmp_path: Path, precision: str) -> None:
     pytest.importorskip("tensorrt", reason="TensorRT is not installed")
     if find_gpu() is None:
         pytest.skip("there is no NVIDIA GPU")
@@ -334,43 +252,27 @@ def test_graph_is_what_tensorrt_takes(files: tuple[Path, Path, dict]) -> None:
     assert findings(model) == []
     assert {entry.key: entry.value for entry in model.metadata_props} == {"k": "v"}
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    pairs = [
-        node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")
-    ]
-    assert {str(constants[node.input[2]].dtype) for node in pairs} == {"int8"}
-    assert {str(constants[node.input[1]].dtype) for node in pairs} == {"float16"}, (
-        "a float32 layer would be slow"
-    )
-    writer = {name: node.op_type for node in model.graph.node for name in node.output}
-    add = [node for node in model.graph.node if node.op_type == "Add" and "shift" not in node.input]
-    assert [[writer[name] for name in node.input] for node in add] == [
-        ["DequantizeLinear", "DequantizeLinear"]
-    ]
-    first = model.graph.node[[node.op_type for node in model.graph.node].index("Cast")]
+    pairs = [one for one in model.graph.node if one.op_type.lower().endswith("quantizelinear")]
+    assert {str(constants[one.input[2]].dtype) for one in pairs} == {"int8"}
+    # A float32 layer would be slow.
+    assert {str(constants[one.input[1]].dtype) for one in pairs} == {"float16"}
+    writer = {name: one.op_type for one in model.graph.node for name in one.output}
+    [add] = [one for one in model.graph.node if one.op_type == "Add" and "shift" not in one.input]
+    assert [writer[name] for name in add.input] == ["DequantizeLinear"] * 2
+    first = model.graph.node[[one.op_type for one in model.graph.node].index("Cast")]
     assert first.input[0] == "image"
     assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-
-
-def test_squeeze_excite_stays_float_and_is_recorded(files: tuple[Path, Path, dict]) -> None:
     described = files[2]
     assert described["quantized_layers"] == 4  # stem, depthwise, pointwise, head
-    assert len(described["float_layers"]) == 2
+    assert len(described["float_layers"]) == 2  # squeeze and excite
     assert described["calibration_images"] == 64
-
-
-def test_weights_are_rounded_to_their_own_channels_scale(files: tuple[Path, Path, dict]) -> None:
-    constants = {
-        item.name: numpy_helper.to_array(item) for item in onnx.load(files[1]).graph.initializer
-    }
-    before = {
-        item.name: numpy_helper.to_array(item) for item in onnx.load(files[0]).graph.initializer
-    }
+    # Weights are rounded to their own channel's scale.
+    before = {one.name: numpy_helper.to_array(one) for one in onnx.load(files[0]).graph.initializer}
     weight = before["backbone.pointwise.weight"]
     scale = constants["backbone.pointwise.weight/scales"].astype(np.float64)
     np.testing.assert_allclose(scale, np.abs(weight).max(axis=(1, 2, 3)) / 127, rtol=1e-3)
     restored = constants["backbone.pointwise.weight/integers"] * scale[:, None, None, None]
-    error = np.abs(restored - weight).max(axis=(1, 2, 3))
-    assert (error <= 0.55 * scale).all()
+    assert (np.abs(restored - weight).max(axis=(1, 2, 3)) <= 0.55 * scale).all()
 
 
 def test_a_scaled_residual_beside_a_quantized_reader_stays_in_float(tmp_path: Path) -> None:
@@ -400,25 +302,6 @@ def test_scales_by_hand() -> None:
     np.testing.assert_allclose(scales.astype(np.float64), [1, 0.1, 2**-20, 2**-20], rtol=1e-3)
 
 
-def test_tiny_activations_keep_their_values(tmp_path: Path) -> None:
-    """A range below float16's normal numbers still gets 127 steps."""
-
-    class Faint(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.first, self.second = nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 8, 1, bias=False)
-            self.first.weight.data *= 2e-3
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return 500 * self.second(self.first(x)).mean((2, 3))
-
-    write_onnx(Faint(), 8, tmp_path / "a")
-    TensorRtInt8().quantize(tmp_path / "a", tmp_path / "b", pictures(32))
-    reference, candidate = (onnx_evaluator(tmp_path / name)(pictures(64, seed=1)) for name in "ab")
-    assert np.square(candidate - reference).mean() < 0.01 * reference.var(axis=0).mean()
-
-
 def test_what_tensorrt_cannot_take_is_named(files: tuple[Path, Path, dict], tmp_path: Path) -> None:
     with pytest.raises(EdgekdError, match=r"activation wide reaches 7e\+04"):
         TensorRtInt8().check_extremes({"wide": (np.float32(-70000), np.float32(1))})
@@ -431,74 +314,43 @@ def test_what_tensorrt_cannot_take_is_named(files: tuple[Path, Path, dict], tmp_
         export(build(), tmp_path / "a", "fp32", target="tensorrt", compute_capability="8,6")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobilenetv3_small_100", "deit_tiny_patch16_224"])
-def test_students_become_legal_graphs(name: str, tmp_path: Path) -> None:
-    import timm
-
-    size = 64 if "mobilenet" in name else 224
-    student = timm.create_model(name, num_classes=0).eval()
-    model = Deployable(student, nn.Linear(student.num_features, 4), Preprocess(size=size))
-    if "mobilenet" in name:
-        model.head = nn.Linear(1024, 4)
-    export_onnx(model, tmp_path / "fp32.onnx", size=size, metadata={})
-    images = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
-    described = TensorRtInt8().quantize(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", images)
-    assert described["quantized_layers"] > 20
-    assert findings(onnx.load(tmp_path / "int8.onnx")) == []
-    onnxruntime.InferenceSession(tmp_path / "int8.onnx", providers=["CPUExecutionProvider"])
-
-
 def legal() -> ModelProto:
     """uint8 image → normalisation → quantized Conv → residual Add of two quantized maps → quantized Gemm."""
-    rng = np.random.default_rng(0)
+    rng, make = np.random.default_rng(0), helper.make_node
 
     def pair(name: str) -> list[NodeProto]:
         return [
-            helper.make_node("QuantizeLinear", [name, "s", "z"], [f"{name}_q"], name=f"{name}_Q"),
-            helper.make_node(
-                "DequantizeLinear", [f"{name}_q", "s", "z"], [f"{name}_d"], name=f"{name}_DQ"
-            ),
+            make("QuantizeLinear", [name, "s", "z"], [f"{name}_q"], name=f"{name}_Q"),
+            make("DequantizeLinear", [f"{name}_q", "s", "z"], [f"{name}_d"], name=f"{name}_DQ"),
         ]
 
-    def weight(name: str, axis: int) -> NodeProto:
+    def weight(name: str) -> NodeProto:
         inputs = [name, f"{name}_s", f"{name}_z"]
-        return helper.make_node(
-            "DequantizeLinear", inputs, [f"{name}_d"], name=f"{name}_DQ", axis=axis
-        )
+        return make("DequantizeLinear", inputs, [f"{name}_d"], name=f"{name}_DQ", axis=0)
 
     nodes = [
-        weight("w", 0),
-        weight("v", 0),
-        helper.make_node("Cast", ["image"], ["x"], name="cast", to=TensorProto.FLOAT),
+        weight("w"),
+        weight("v"),
+        make("Cast", ["image"], ["x"], name="cast", to=TensorProto.FLOAT),
         *pair("x"),
-        helper.make_node("Conv", ["x_d", "w_d", "b"], ["y"], name="conv"),
+        make("Conv", ["x_d", "w_d", "b"], ["y"], name="conv"),
         *pair("y"),
-        helper.make_node("Add", ["x_d", "y_d"], ["r"], name="add"),
-        helper.make_node("ReduceMean", ["r", "axes"], ["f"], name="mean", keepdims=0),
+        make("Add", ["x_d", "y_d"], ["r"], name="add"),
+        make("ReduceMean", ["r", "axes"], ["f"], name="mean", keepdims=0),
         *pair("f"),
-        helper.make_node("Gemm", ["f_d", "v_d", "c"], ["logits"], name="head", transB=1),
+        make("Gemm", ["f_d", "v_d", "c"], ["logits"], name="head", transB=1),
     ]
     constants = {
-        "s": np.float32(0.02),
-        "z": np.int8(0),
-        "w": rng.integers(-127, 128, (4, 4, 1, 1), dtype=np.int8),
-        "w_s": np.full(4, 0.01, np.float32),
-        "w_z": np.zeros(4, np.int8),
-        "v": rng.integers(-127, 128, (3, 4), dtype=np.int8),
-        "v_s": np.full(3, 0.01, np.float32),
-        "v_z": np.zeros(3, np.int8),
-        "b": np.zeros(4, np.float32),
-        "c": np.zeros(3, np.float32),
-        "axes": np.array([2, 3]),
-    }
-    graph = helper.make_graph(
-        nodes,
-        "legal",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 4, 8, 8])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
+        "s": np.float32(0.02), "z": np.int8(0), "axes": np.array([2, 3]),
+        "w": rng.integers(-127, 128, (4, 4, 1, 1), dtype=np.int8), "b": np.zeros(4, np.float32),
+        "w_s": np.full(4, 0.01, np.float32), "w_z": np.zeros(4, np.int8),
+        "v": rng.integers(-127, 128, (3, 4), dtype=np.int8), "c": np.zeros(3, np.float32),
+        "v_s": np.full(3, 0.01, np.float32), "v_z": np.zeros(3, np.int8),
+    }  # fmt: skip
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 4, 8, 8])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])
+    stored = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "legal", [image], [logits], stored)
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
 
 
@@ -579,111 +431,49 @@ POOL = {"kernel_shape": [1, 1]}
 
 ILLEGAL: dict[str, tuple[str, str, list[Edit]]] = {
     "newer opset": ("opset", "opset", [newer_opset]),
-    "ConvInteger": (
-        "operator",
-        "integer",
-        [insert("conv", "ConvInteger", ["x_q", "w"], "u", "integer")],
-    ),
+    "ConvInteger": ("operator", "integer", [insert("conv", "ConvInteger", ["x_q", "w"], "u", "integer")]),
     "foreign domain": (
-        "operator",
-        "foreign",
-        [insert("conv", "QGemm", ["f"], "u", "foreign", domain="com.microsoft")],
-    ),
-    "float64": (
-        "double",
-        "wide",
-        [insert("conv", "Cast", ["x"], "u", "wide", to=TensorProto.DOUBLE)],
-    ),
-    "image reshaped before the cast": (
-        "uint8-input",
-        "reshape",
-        [
-            put(shape=np.array([-1, 4, 8, 8])),
-            insert("cast", "Reshape", ["image", "shape"], "flat", "reshape"),
-            wire("cast", place=0, to="flat"),
-        ],
-    ),
+        "operator", "foreign", [insert("conv", "QGemm", ["f"], "u", "foreign", domain="com.microsoft")]),
+    "float64": ("double", "wide", [insert("conv", "Cast", ["x"], "u", "wide", to=TensorProto.DOUBLE)]),
+    "image reshaped before the cast": ("uint8-input", "reshape", [
+        put(shape=np.array([-1, 4, 8, 8])), insert("cast", "Reshape", ["image", "shape"], "flat", "reshape"),
+        wire("cast", place=0, to="flat")]),
     "image read as int8": ("uint8-input", "x_DQ", [image_as_integers]),
     "image read as int8, its type": ("type", "x_DQ", [image_as_integers]),
     "Q without DQ": (
-        "quantize-without-dequantize",
-        "x_Q",
-        [insert("conv", "MaxPool", ["x_q"], "p", "pool", **POOL)],
-    ),
-    "DQ without Q": (
-        "dequantize-without-quantize",
-        "x_DQ",
-        [insert("x_DQ", "MaxPool", ["x_q"], "p", "pool", **POOL), wire("x_DQ", place=0, to="p")],
-    ),
-    "uint8 activation": (
-        "type",
-        "x_Q",
-        [put(zu=np.uint8(0)), wire("x_Q", "x_DQ", place=2, to="zu")],
-    ),
+        "quantize-without-dequantize", "x_Q", [insert("conv", "MaxPool", ["x_q"], "p", "pool", **POOL)]),
+    "DQ without Q": ("dequantize-without-quantize", "x_DQ", [
+        insert("x_DQ", "MaxPool", ["x_q"], "p", "pool", **POOL), wire("x_DQ", place=0, to="p")]),
+    "uint8 activation": ("type", "x_Q", [put(zu=np.uint8(0)), wire("x_Q", "x_DQ", place=2, to="zu")]),
     "no zero point": ("type", "x_Q", [without_zero_point]),
     "asymmetric activation": (
-        "zero-point",
-        "y_Q",
-        [put(z1=np.int8(-5)), wire("y_Q", "y_DQ", place=2, to="z1")],
-    ),
+        "zero-point", "y_Q", [put(z1=np.int8(-5)), wire("y_Q", "y_DQ", place=2, to="z1")]),
     "asymmetric weight": ("zero-point", "w_DQ", [put(w_z=np.array([0, 0, 3, 0], np.int8))]),
     "one zero point for four scales": ("zero-point", "w_DQ", [put(w_z=np.int8(0))]),
-    "computed scale": (
-        "scale",
-        "y_Q",
-        [
-            insert("y_Q", "ReduceMax", ["y"], "dynamic", "range", keepdims=0),
-            wire("y_Q", "y_DQ", place=1, to="dynamic"),
-        ],
-    ),
+    "computed scale": ("scale", "y_Q", [
+        insert("y_Q", "ReduceMax", ["y"], "dynamic", "range", keepdims=0),
+        wire("y_Q", "y_DQ", place=1, to="dynamic")]),
     "scale 0": ("scale", "w_DQ", [weight_scale(0.01, 0, 0.01, 0.01)]),
     "negative scale": ("scale", "w_DQ", [weight_scale(0.01, -0.01, 0.01, 0.01)]),
     "infinite scale": ("scale", "w_DQ", [weight_scale(0.01, np.inf, 0.01, 0.01)]),
-    "blocks": (
-        "scale",
-        "w_DQ",
-        [put(w_s=np.full((4, 2, 1, 1), 0.01, np.float32), w_z=np.zeros((4, 2, 1, 1), np.int8))],
-    ),
+    "blocks": ("scale", "w_DQ", [
+        put(w_s=np.full((4, 2, 1, 1), 0.01, np.float32), w_z=np.zeros((4, 2, 1, 1), np.int8))]),
     "three scales for four channels": (
-        "axis",
-        "w_DQ",
-        [weight_scale(0.01, 0.01, 0.01), put(w_z=np.zeros(3, np.int8))],
-    ),
+        "axis", "w_DQ", [weight_scale(0.01, 0.01, 0.01), put(w_z=np.zeros(3, np.int8))]),
     "input channels": ("axis", "w_DQ", [set_axis("w_DQ", axis=1)]),
-    "per-channel activation": (
-        "per-channel-activation",
-        "x_Q",
-        [
-            put(s4=np.full(4, 0.02, np.float32), z4=np.zeros(4, np.int8)),
-            wire("x_Q", "x_DQ", place=1, to="s4"),
-            wire("x_Q", "x_DQ", place=2, to="z4"),
-            set_axis("x_Q", "x_DQ", axis=1),
-        ],
-    ),
+    "per-channel activation": ("per-channel-activation", "x_Q", [
+        put(s4=np.full(4, 0.02, np.float32), z4=np.zeros(4, np.int8)), wire("x_Q", "x_DQ", place=1, to="s4"),
+        wire("x_Q", "x_DQ", place=2, to="z4"), set_axis("x_Q", "x_DQ", axis=1)]),
     "float input": ("half-quantized", "conv", [wire("conv", place=0, to="x")]),
-    "int32 bias": (
-        "bias",
-        "conv",
-        [
-            put(
-                bi=np.zeros(4, np.int32), bs=np.full(4, 1e-4, np.float32), bz=np.zeros(4, np.int32)
-            ),
-            insert("conv", "DequantizeLinear", ["bi", "bs", "bz"], "b_d", "b_DQ", axis=0),
-            wire("conv", place=2, to="b_d"),
-        ],
-    ),
-    "int8 bias": (
-        "bias",
-        "conv",
-        [put(b8=np.zeros(4, np.int8)), INT8_BIAS, wire("conv", place=2, to="b_d")],
-    ),
+    "int32 bias": ("bias", "conv", [
+        put(bi=np.zeros(4, np.int32), bs=np.full(4, 1e-4, np.float32), bz=np.zeros(4, np.int32)),
+        insert("conv", "DequantizeLinear", ["bi", "bs", "bz"], "b_d", "b_DQ", axis=0),
+        wire("conv", place=2, to="b_d")]),
+    "int8 bias": ("bias", "conv", [put(b8=np.zeros(4, np.int8)), INT8_BIAS, wire("conv", place=2, to="b_d")]),
     "int8 bias by Add": (
-        "bias",
-        "add",
-        [put(b8=np.zeros((1, 4, 1, 1), np.int8)), INT8_BIAS, wire("add", place=0, to="b_d")],
-    ),
+        "bias", "add", [put(b8=np.zeros((1, 4, 1, 1), np.int8)), INT8_BIAS, wire("add", place=0, to="b_d")]),
     "half a residual": ("residual", "add", [wire("add", place=1, to="y")]),
-}
+}  # fmt: skip
 
 
 def illegal(case: str) -> ModelProto:
@@ -693,27 +483,18 @@ def illegal(case: str) -> ModelProto:
     return model
 
 
-def test_legal_graph_has_no_findings() -> None:
-    onnx.checker.check_model(legal(), full_check=True)
-    assert findings(legal()) == []
-
-
 @pytest.mark.parametrize("case", ILLEGAL)
 def test_each_rule_finds_its_graph(case: str) -> None:
+    assert findings(legal()) == []
     assert ILLEGAL[case][:2] in {(one.rule, one.node) for one in findings(illegal(case))}
 
 
 @pytest.mark.parametrize(
-    ("op", "attributes", "axis"),
-    [
-        ("Conv", {}, 0),
-        ("ConvTranspose", {}, 1),
-        ("Gemm", {}, 1),
-        ("Gemm", {"transB": 1}, 0),
-        ("MatMul", {}, 1),
-    ],
+    ("op", "transposed", "axis"),
+    [("Conv", 0, 0), ("ConvTranspose", 0, 1), ("Gemm", 0, 1), ("Gemm", 1, 0), ("MatMul", 0, 1)],
 )
-def test_axis_of_output_channels(op: str, attributes: dict[str, int], axis: int) -> None:
+def test_axis_of_output_channels(op: str, transposed: int, axis: int) -> None:
+    attributes = {"transB": transposed} if transposed else {}
     assert output_axis(helper.make_node(op, ["x", "w"], ["y"], **attributes), 2) == axis
 
 
