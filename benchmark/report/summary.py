@@ -122,7 +122,7 @@ def notes(report: Report) -> list[str]:
         who = f"{row.run}: {row.subject}"
         if not row.settled:
             texts.append(
-                f"{who} was not stable at the end of its warm-up, so its latency may drift."
+                f"{who} had not settled at the end of its warm-up, so its latency may drift."
             )
         if not row.complete:
             texts.append(

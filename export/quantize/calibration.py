@@ -192,7 +192,7 @@ def counted(
 
 
 def reach(low: NDArray[np.float32], high: NDArray[np.float32]) -> float:
-    """Return the largest absolute value between two extremes."""
+    """Return the larger absolute value of two extremes."""
     return max(abs(float(low)), abs(float(high)))
 
 
@@ -286,7 +286,7 @@ def _run(
 ) -> Iterator[list[NDArray[np.float32]]]:
     """Yield the tensors `wanted` of `model`, batch by batch."""
     options = onnxruntime.SessionOptions()
-    # All cores without spinning, since spinning threads waste minutes on a busy machine.
+    # Use all cores without spinning, since spinning threads are slow on a busy machine.
     options.intra_op_num_threads = usable_cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3

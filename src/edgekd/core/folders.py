@@ -100,12 +100,12 @@ class Kind:
             return
         if not self.is_at(folder):
             raise EdgekdError(
-                f"{folder} already exists and is not a {self.name}, so it is not overwritten.",
+                f"{folder} exists already and is not a {self.name}, so it is not overwritten.",
                 "Choose a new or empty folder.",
             )
         if not overwrite:
             raise EdgekdError(
-                f"{folder} already exists and holds a {self.name}.",
+                f"{folder} exists already and holds a {self.name}.",
                 "Choose another folder, or add --overwrite.",
             )
 
@@ -153,10 +153,10 @@ def refuse_page(path: Path, *, overwrite: bool) -> None:
     if not os.path.lexists(path):
         return
     if not overwrite:
-        raise EdgekdError(f"{path} already exists.", "Choose another --out, or add --overwrite.")
+        raise EdgekdError(f"{path} exists already.", "Choose another --out, or add --overwrite.")
     if PAGE not in read_text(path, "earlier page", "Choose another --out."):
         raise EdgekdError(
-            f"{path} already exists and is not a page of edgekd, so it is not overwritten.",
+            f"{path} exists already and is not a page of edgekd, so it is not overwritten.",
             "Choose another --out.",
         )
 
