@@ -204,7 +204,7 @@ def test_csv_and_parquet_manifests(
         assert (images.labels.tolist(), images.domain_of.tolist()) == ([0, 0, 1], [0, 1, 1])
         assert (images.domains, images.roles) == (("indoor", "outdoor"), ("val", "test", "train"))
         text = warned(capsys)
-        assert "pets.csv: width" in text
+        assert f"{manifest}: width" in text
         assert "1 × missing (for example store/cat/gone.png)" in text
 
 

@@ -273,9 +273,9 @@ def test_unknown_images_are_compared_with_the_id_images(tmp_path: Path) -> None:
         builder.unknown("music", images, own)
     # A folder called by a known class.
     for place, classes, message in (
-        ("photo/Dog", ANIMALS, '"Dog" of others is called by a class that the model has ("dog")'),
+        ("photo/Dog", ANIMALS, '"Dog" of others is named like a class of the model ("dog")'),
         ("n01443537", ("n01443537", "n01440764"), 'The folder "n01443537"'),
-        ("n01443537", NUMBERS, 'has ("1")'),
+        ("n01443537", NUMBERS, 'a class of the model ("1")'),
     ):
         root = tmp_path / place[:3] / "others"
         images = load_unlabelled(paint(root, [f"{place}/0.png", "piano/0.png"]))

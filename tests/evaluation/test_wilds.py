@@ -105,10 +105,10 @@ def test_what_is_missing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise FileNotFoundError("could not be found")
 
     plant(monkeypatch, absent)
-    with pytest.raises(EdgekdError, match=r"WILDS's fmow are not in"):
+    with pytest.raises(EdgekdError, match=r"The images of fmow of WILDS are not in"):
         wilds_suites("fmow", str(tmp_path), NAMES)
     monkeypatch.setitem(sys.modules, "wilds", None)
-    with pytest.raises(EdgekdError, match="its own package"):
+    with pytest.raises(EdgekdError, match="The package wilds"):
         wilds_suites("fmow", str(tmp_path), NAMES)
 
 
