@@ -50,7 +50,7 @@ def check_calibration(calibration: NDArray[np.uint8]) -> None:
     alike = (calibration == calibration[0]).all()
     if alike and (len(calibration) > 1 or np.ptp(calibration[0]) == 0):
         raise EdgekdError(
-            "All calibration images are equal, so the ranges of activations would be wrong.",
+            "All calibration images are alike, so the ranges of activations would be wrong.",
             "Give real and varied images, 200 or more.",
         )
 
