@@ -1,9 +1,9 @@
-"""edgekd's latency of an OpenVINO artifact beside that of OpenVINO's own benchmark_app, on the same file, in turns.
+"""Compare edgekd's latency of an OpenVINO artifact with that of OpenVINO's benchmark_app on the same file.
 
     python benchmarks/against_benchmark_app.py runs/RUN/artifacts/openvino-int8 [--rounds 3] [--seconds 10]
 
-benchmark_app runs in its synchronous mode with one stream, which is edgekd's single stream; both get one thread, one
-image and the same precision. Random pixels on both sides: benchmark_app draws its own.
+Both run in alternating rounds. benchmark_app runs synchronously with one stream, as edgekd does. Both use one thread,
+one image, the same precision and random pixels.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from edgekd.targets.timing.stopwatch import QUICK
 
 _MEDIAN, _MIN = re.compile(r"Median:\s*([\d.]+)\s*ms"), re.compile(r"Min:\s*([\d.]+)\s*ms")
 Times = tuple[float, float]
-"""Median and fastest of one round, in ms; the fastest is the more robust on a machine that is busy with other work."""
+"""Median and minimum of one round in ms; the minimum is more robust to other load on the machine."""
 
 
 def app_ms(model: Path, size: int, seconds: int) -> Times:
-    """One round of benchmark_app."""
+    """Run one round of benchmark_app."""
     start = "from openvino.tools.benchmark.main import main; main()"
     options = f"-d CPU -hint none -api sync -nstreams 1 -nthreads 1 -infer_precision f32 -t {seconds}".split()
     command = [
@@ -53,7 +53,7 @@ def app_ms(model: Path, size: int, seconds: int) -> Times:
 
 
 def own_ms(folder: Path, size: int, seconds: int) -> Times:
-    """One round of edgekd's stopwatch."""
+    """Run one round of edgekd's timing."""
     rule = replace(QUICK, seconds=float(seconds), runs=100)
     pixels = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), dtype=np.uint8)
     encoded = []

@@ -1,13 +1,12 @@
-"""The cache of teacher embeddings at size: seconds to open it, images/s of training batches, memory.
+"""Measure large caches of teacher embeddings: seconds to open, images/s of training batches, memory.
 
 ```
 python benchmarks/cache_size.py --entries 10000,100000,1000000 --dim 512
 ```
 
-Writes synthetic embeddings in the cache's own shards, each size in a cache of its own under a temporary folder, and
-reads batches of random entries as training does. Every size is measured in a process of its own, the sizes in turn;
-each number is the median over the rounds. `anonymous_mb` is the memory that a process cannot give back; the vectors
-themselves are mapped from the disk.
+For each size, write synthetic embeddings to a separate cache in a temporary folder, and read batches of random entries
+as in training. Sizes are measured in turn, each in a separate process, and each number is the median over the rounds.
+`anonymous_mb` is memory that is not backed by a file; the vectors themselves are mapped from disk.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ VIEWS = 4
 
 
 def key(number: int) -> str:
-    """Return the name of an image: as long as a content hash, and as random."""
+    """Return a pseudo-random key with the length of a content hash."""
     number = int(number)
     return f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}{number:016x}"
 
 
 def anonymous_mb() -> float:
-    """Return this process's memory that no file backs, in MB."""
+    """Return this process's memory that is not backed by a file, in MB."""
     status = Path("/proc/self/status").read_text()
     found = re.search(r"RssAnon:\s+(\d+) kB", status)
     return int(found[1]) / 1000 if found else float("nan")

@@ -1,4 +1,4 @@
-"""Runs of a comparison, each a line of a file as soon as it is finished, so that a stopped one goes on from there."""
+"""Run the cells of a comparison, and append each finished cell to a file so that the comparison can be resumed."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def finished(
     run: Callable[..., Cell],
     minutes: float,
 ) -> tuple[list[Cell], int]:
-    """Run what is wanted and not in the file yet.
+    """Run the wanted cells that are not in the file.
 
     Args:
-        path: JSON lines, a cell each; made where it is not there.
-        fields: of a cell, which identify it.
-        wanted: their values, a cell each.
-        run: called with such values.
-        minutes: no run starts after so many.
+        path: JSON lines file with one cell per line, created if missing.
+        fields: names of the fields that identify a cell.
+        wanted: values of these fields for each cell.
+        run: called with these values.
+        minutes: time after which no run is started.
 
     Returns:
-        Every cell of the file, and how many of the wanted ones are among them.
+        All cells of the file, and the number of wanted ones among them.
     """
     until = time.monotonic() + 60 * minutes
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""Token distillation against its controls: every task × part of the labels × seed × control, and paired differences.
+"""Compare token distillation with controls for every task, share of labels and seed, with paired differences.
 
     python benchmarks/clip_td.py --assets assets --out clip-td
 
-The student reads what a frozen ImageNet backbone sees; pictures, order, steps and batch are the same for every control;
-the last weights are tested, nothing is selected. Every run is tested in domain and where it is shifted: colour-shape
-pairs held out (vqa), a style left out (ve, choice). A finished run is a line of cells.jsonl; the same command goes on
-from there, and `--minutes` stops it in time.
+The student reads the features of a frozen ImageNet backbone. All controls use the same images, order, steps and batch
+size. The last weights are tested, without selection. Every run is tested in domain and under a shift: held-out
+colour-shape pairs (vqa), or a style left out (ve, choice). Each finished run is a line of cells.jsonl; the same command
+resumes, and `--minutes` limits its time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SUITES = {"id": "in domain", "ood": "shifted"}
 def run_cell(
     arguments: argparse.Namespace, task: str, fraction: float, seed: int, control: str
 ) -> Cell:
-    """Train one student and test it."""
+    """Train and test one student."""
     assets = Path(arguments.assets)
     own = task == "vqa"
     config = VlTrainConfig.load(
@@ -69,7 +69,7 @@ def run_cell(
 
 
 def compared(cells: list[Cell], suite: str, control: str, baseline: str) -> str:
-    """`+0.4 [−0.1, +0.9]`: mean paired difference and Student's 95 % interval over the runs of `cells`."""
+    """Return the mean paired difference and its 95 % interval (Student's t) over the runs: `+0.4 [−0.1, +0.9]`."""
     own, other = (
         {(c["fraction"], c["seed"]): c[suite] for c in cells if c["control"] == name}
         for name in (control, baseline)
@@ -83,7 +83,7 @@ def compared(cells: list[Cell], suite: str, control: str, baseline: str) -> str:
 
 
 def accuracy_table(cells: list[Cell], task: str, suite: str, baseline: str) -> list[str]:
-    """Markdown: a row per control; per part of the labels, mean ± standard error and difference to `baseline`."""
+    """Return Markdown with a row per control: mean ± standard error and difference to `baseline` per label share."""
     parts = sorted({c["fraction"] for c in cells})
     head = "".join(f" {part:.0%} | − {baseline} |" for part in parts)
     lines = [f"| {task}, {SUITES[suite]} |{head}", "|---|" + "---|---|" * len(parts)]
@@ -103,7 +103,7 @@ def accuracy_table(cells: list[Cell], task: str, suite: str, baseline: str) -> l
 
 
 def method_table(cells: list[Cell], method: str = "clip-td") -> list[str]:
-    """Markdown: a row per task and suite; the method less each other control, over all parts and seeds together."""
+    """Return Markdown with a row per task and suite: the method minus each control, over all shares and seeds."""
     others = [name for name in CONTROLS if name != method]
     head = " | ".join(f"− `{name}`" for name in others)
     lines = [f"| `{method}`, all parts | {head} |", "|---|" + "---|" * len(others)]
@@ -116,7 +116,7 @@ def method_table(cells: list[Cell], method: str = "clip-td") -> list[str]:
 
 
 def report(cells: list[Cell]) -> str:
-    """All tables, as Markdown."""
+    """Return all tables as Markdown."""
     lines = []
     for task in dict.fromkeys(c["task"] for c in cells):
         own = [c for c in cells if c["task"] == task]
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS)
     parser.add_argument("--examples", type=int, default=800, help="test examples per suite")
     parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="start no run after so many"
+        "--minutes", type=float, default=float("inf"), help="time after which no run is started"
     )
     arguments = parser.parse_args()
     wanted = [

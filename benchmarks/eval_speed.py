@@ -1,10 +1,10 @@
-"""How much slower edgekd evaluates an artifact than a bare ONNX Runtime loop with the same decoding.
+"""Compare the speed of evaluating an artifact with that of a plain ONNX Runtime loop with the same decoding.
 
     python benchmarks/eval_speed.py ARTIFACT IMAGES [--images 1000] [--repeats 5]
 
-Both read the same files, prepare them with the artifact's own `Preprocess` and run the same session in batches of 64.
-The bare loop decodes a batch with a pool of threads, then runs it: what one writes first. Another bare loop decodes
-the next batch meanwhile. All three take turns; the medians are compared, so that other work on the machine hits all.
+All read the same files, use the artifact's own `Preprocess` and run the same session in batches of 64. The bare loop
+decodes a batch with a thread pool and then runs it. The overlapped one decodes the next batch at the same time. The
+three alternate, so that other load affects all, and the medians are compared.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
         session.run,
         artifact.classes,
     )
-    # Any class will do: speed does not depend on it.
+    # Use any class, since speed does not depend on it.
     suite = Suite("id", _relabelled(images, artifact.classes), indices)
 
     def one(index: int) -> np.ndarray:
@@ -84,7 +84,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     answers = {
         name: way().argmax(axis=1) for name, way in ways.items()
-    }  # warm, and the same answers
+    }  # warm-up, and check that all predictions are equal
     assert all((other == answers["bare loop"]).all() for other in answers.values()), (
         "the loops disagree"
     )

@@ -1,11 +1,11 @@
-"""What an INT8 export costs beside the bare quantizer, and how fast its file is beside others' INT8.
+"""Compare the cost of an INT8 export with that of the quantizer alone, and its file's latency with other INT8 files.
 
     python benchmarks/export_speed.py
 
-A student with random weights at its own size and smooth random images, because neither changes time or memory. Every
-measured step is a process of its own; edgekd and onnxruntime's `quantize_static` (same FP32 file, images, batches and
-settings) take turns, so that a busy machine hits both alike. Then the INT8 files of edgekd, of `quantize_static` and
-`nncf.quantize` as they come, and of OpenVINO answer one image each in turn.
+The student has random weights and the images are smooth noise, since neither affects time or memory. Every step runs in
+a separate process. edgekd and onnxruntime's `quantize_static`, with the same FP32 file, images, batches and settings,
+alternate, so that other load affects both. Then the latencies of INT8 files of edgekd, of `quantize_static` and
+`nncf.quantize` with default settings, and of OpenVINO are measured in turn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ QUANTIZED = ("Conv", "Gemm", "MatMul", "Add", "Concat", "Relu", "Clip", "MaxPool
 
 
 def student(name: str) -> Any:
-    """The deployable graph of a timm student with random weights and 10 classes, and its preprocess."""
+    """Return the deployable graph of a timm student with random weights and 10 classes, and its preprocess."""
     import timm
     import torch
 
@@ -47,7 +47,7 @@ def student(name: str) -> Any:
 
 
 def draw(count: int, size: int) -> NDArray[np.uint8]:
-    """Smooth random images `[count, size, size, 3]`."""
+    """Return smooth random images, uint8 `[count, size, size, 3]`."""
     from PIL import Image
 
     coarse = np.random.default_rng(0).integers(0, 256, (count, 7, 7, 3), dtype=np.uint8)
@@ -60,7 +60,7 @@ def draw(count: int, size: int) -> NDArray[np.uint8]:
 
 
 def step_fp32(folder: Path, name: str) -> None:
-    """The FP32 export, which both sides start from."""
+    """Export the FP32 file, from which both sides start."""
     from edgekd.export.onnx.write import export_onnx
 
     model, preprocess = student(name)
@@ -68,7 +68,7 @@ def step_fp32(folder: Path, name: str) -> None:
 
 
 def step_edgekd(folder: Path, name: str) -> None:
-    """edgekd's INT8 from the FP32 file."""
+    """Quantize the FP32 file with edgekd."""
     from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8
 
     OnnxRuntimeInt8().quantize(
@@ -99,7 +99,7 @@ def step_bare(folder: Path, name: str) -> None:
 
 
 def step_whole(folder: Path, name: str) -> None:
-    """Everything `edgekd export --int8` does after the FP32 export: INT8, parity check on 256 images, the folder."""
+    """Run all steps of `edgekd export --int8` after the FP32 export: INT8, parity check on 256 images, the folder."""
     from edgekd.configs.export import ExportConfig
     from edgekd.export.artifact import export_model
     from edgekd.export.writer import Source
@@ -126,7 +126,7 @@ class Reader:
         )
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        """The next batch, None at the end."""
+        """Return the next batch, or None at the end."""
         batch = next(self.batches, None)
         return None if batch is None else {"image": np.ascontiguousarray(batch)}
 
@@ -135,7 +135,7 @@ STEPS = {"fp32": step_fp32, "edgekd": step_edgekd, "bare": step_bare, "whole": s
 
 
 def measured(step: str, folder: Path, name: str) -> dict[str, float]:
-    """Seconds by the clock, seconds of processor time and peak memory of a step in a process of its own."""
+    """Return seconds of wall time and of processor time, and peak memory, of a step in a separate process."""
     line = [sys.executable, __file__, "--step", step, "--folder", str(folder), "--model", name]
     done = subprocess.run(line, check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -143,7 +143,7 @@ def measured(step: str, folder: Path, name: str) -> dict[str, float]:
 
 
 def run_step(step: str, folder: Path, name: str) -> None:
-    """One step, without the imports that edgekd's own commands have behind them by then."""
+    """Run one step, after the imports that edgekd's commands have already done at this point."""
     import onnxruntime.quantization  # noqa: F401
 
     import edgekd.export.artifact  # noqa: F401
@@ -156,7 +156,7 @@ def run_step(step: str, folder: Path, name: str) -> None:
 
 
 def runners(folder: Path, images: NDArray[np.uint8]) -> dict[str, Runner]:
-    """One image in, logits out, one thread each; edgekd's file is there already."""
+    """Return file → function from one image to logits, with one thread; edgekd's file already exists."""
     import nncf
     import onnx
     import onnxruntime
@@ -203,7 +203,7 @@ def runners(folder: Path, images: NDArray[np.uint8]) -> dict[str, Runner]:
         run = session(folder / f"{file}.onnx")
         try:
             run(images[:1])
-        except Exception as error:  # onnxruntime's own kinds have no common public base
+        except Exception as error:  # onnxruntime's types have no common public base
             print(
                 f"{title}: onnxruntime cannot run it ({str(error).strip().splitlines()[0][-90:]})",
                 flush=True,
@@ -216,7 +216,7 @@ def runners(folder: Path, images: NDArray[np.uint8]) -> dict[str, Runner]:
 def p50_ms(
     runs: dict[str, Runner], images: NDArray[np.uint8], turns: int
 ) -> dict[str, list[float]]:
-    """Latency samples of one image; the files take turns."""
+    """Return the latency samples of one image, with the files in turn."""
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(turns + 5):
         image = np.ascontiguousarray(images[turn % len(images)][None])

@@ -1,4 +1,4 @@
-"""Everything about a run on a machine with an NVIDIA GPU, in one go of about 10 minutes.
+"""Export, time and evaluate a run on a machine with an NVIDIA GPU, in about 10 minutes.
 
     python benchmarks/gpu_all.py RUN --out gpu
 
@@ -6,9 +6,9 @@
 2. Latency beside eager PyTorch, `torch.compile` in fp16 and ONNX Runtime's GPU providers: `gpu_latency.py`.
 3. Accuracy on the run's suites, in domain and out of domain, of every file: `edgekd benchmark RUN --quick`.
 
-A step that fails, or that the time is up for, is named, and the next one runs. What is there already is not exported
-again. OUT gets the report, `latency.md` and, of every step, its output in `log.txt`. Needs the extra `tensorrt` or
-`tensorrt-rtx`, and for the providers onnxruntime-gpu. `--device cpu` goes the same ways without a GPU.
+If a step fails or runs out of time, this is printed and the next one runs. Existing files are not exported again. The
+report, `latency.md` and `log.txt` with the output of all steps are written to OUT. Needs the extra `tensorrt` or
+`tensorrt-rtx`, and onnxruntime-gpu for its providers. `--device cpu` runs the same steps without a GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PRECISIONS = ("fp16", "int8", "fp32")
 
 
 def steps_of(run: Path, out: Path, device: str) -> list[tuple[list[str], Path | None]]:
-    """Return command lines in the order of their worth, and the file that takes their output beside the log."""
+    """Return command lines, the most important first, and the file for their output besides the log."""
     edgekd = [sys.executable, "-m", "edgekd.cli"]
     steps: list[tuple[list[str], Path | None]] = [
         ([*edgekd, "export", str(run), "--target", target, f"--{precision}"], None)
@@ -42,7 +42,7 @@ def steps_of(run: Path, out: Path, device: str) -> list[tuple[list[str], Path | 
 
 
 def run_step(line: list[str], seconds: float, table: Path | None, log: Path) -> str | None:
-    """Run one command, its output to the terminal and the log; return what went wrong."""
+    """Run one command, write its output to the terminal and the log, and return the problem if it fails."""
     try:
         done = subprocess.run(
             line, timeout=max(seconds, 1), stdout=subprocess.PIPE, stderr=subprocess.STDOUT

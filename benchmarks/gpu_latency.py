@@ -1,10 +1,11 @@
-"""A run's artifacts on a GPU beside PyTorch: eager, `torch.compile` in fp16, ONNX Runtime's GPU providers, engines.
+"""Compare the latency of a run's artifacts on a GPU with PyTorch: eager, and `torch.compile` in fp16.
 
     python benchmarks/gpu_latency.py RUN [--batch 1] [--quick]
 
-Export first: `edgekd export RUN`, `--fp16`, and `--target tensorrt` with `--fp16` and `--int8`. Everybody is given the
-same uint8 images in the CPU's memory and gives float32 logits back there, so both copies count for all; the calls take
-turns. Who cannot run here is named with the reason. `--device cpu` goes the same ways without a GPU, in fp32.
+Artifacts are run with ONNX Runtime's GPU providers and as TensorRT engines. Export them first: `edgekd export RUN`,
+`--fp16`, and `--target tensorrt` with `--fp16` and `--int8`. The input is uint8 images in CPU memory and the output
+float32 logits in CPU memory, so both copies are included. The calls alternate. If a runtime cannot run, the reason is
+printed. `--device cpu` runs the same steps without a GPU, in fp32.
 """
 
 from __future__ import annotations
@@ -62,9 +63,7 @@ def main() -> None:
     for name, run in list(runs.items()):
         try:
             agreement[name] = 100 * float((answers(run, batches) == truth).mean())
-        except (
-            Exception
-        ) as error:  # a compiler or a runtime that fails here leaves the others their turn
+        except Exception as error:  # if a compiler or a runtime fails, the others still run
             print(f"{name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             del runs[name]
     protocol = QUICK if arguments.quick else FULL
@@ -95,7 +94,7 @@ def torch_run(model: torch.nn.Module, device: str, *, half: bool) -> Run:
 
 
 def artifact_runs(folder: Path, device: str) -> dict[str, Run]:
-    """Every artifact that runs on the device, under every provider that it has there."""
+    """Return every artifact that runs on the device, with each of its providers there."""
     runs: dict[str, Run] = {}
     for place in sorted(
         path.parent for path in folder.glob("*/artifact.json") if not path.parent.suffix

@@ -1,10 +1,10 @@
-"""What INT8 costs on ImageNet images: FP32 against INT8 files, for ONNX Runtime and OpenVINO, of two students with
-real ImageNet weights.
+"""Compare FP32 and INT8 files for ONNX Runtime and OpenVINO on ImageNet images, for two students with ImageNet
+weights.
 
     python benchmarks/imagenet_int8.py --assets DIR
 
-DIR holds `imagenet-sample/<class index>/*.jpg` and `students/*.safetensors`. The images that calibrate are left out of
-the accuracy. The sample is probably part of these students' training images: read the differences, not the levels.
+DIR has `imagenet-sample/<class index>/*.jpg` and `students/*.safetensors`. Calibration images are not used to measure
+accuracy. The sample is probably part of the students' training images, so only the differences are meaningful.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ VARIANTS: tuple[tuple[str, Precision], ...] = (
 
 
 def read_images(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images uint8 `[N, 224, 224, 3]` and their class indices `[N]`."""
+    """Return images, uint8 `[N, 224, 224, 3]`, and their class indices `[N]`."""
     files = sorted(folder.glob("*/*.jpg"))
     if not files:
-        raise SystemExit(f"{folder} holds no images.")
+        raise SystemExit(f"{folder} has no images.")
     pixels = []
     for file in files:
         with Image.open(file) as image:
@@ -64,7 +64,7 @@ def read_images(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def build(name: str, students: Path) -> Deployable:
-    """The student with its ImageNet weights, behind plain pixels."""
+    """Return the student with its ImageNet weights, with uint8 pixels as input."""
     file, options = STUDENTS[name]
     backbone = timm.create_model(name, **options)
     backbone.load_state_dict(load_file(students / file))
@@ -74,14 +74,14 @@ def build(name: str, students: Path) -> Deployable:
 
 
 def predict(session: Session, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Predicted class of each image, `[N]`."""
+    """Return the predicted class of each image, `[N]`."""
     return np.concatenate(
         [session.run(images[i : i + 16]).argmax(axis=1) for i in range(0, len(images), 16)]
     )
 
 
 def p50_ms(sessions: dict[str, Session], images: NDArray[np.uint8], runs: int) -> dict[str, float]:
-    """Median latency of one image per session; the sessions take turns, so that a busy moment hits them alike."""
+    """Return the median latency of one image per session; sessions alternate, so that other load affects all."""
     samples: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(runs + 10):
         for name, session in sessions.items():
@@ -102,7 +102,7 @@ def table_rows(
     runs: int,
     calibrator: Calibrator,
 ) -> list[str]:
-    """Export every variant and measure it on `images`, which did not calibrate."""
+    """Export every variant and measure it on `images`, which were not used for calibration."""
     rows, reference = [], None
     folders: dict[str, Path] = {}
     seconds: dict[str, float] = {}
@@ -123,7 +123,9 @@ def table_rows(
                 target=target,
                 precision=precision,
                 calibrator=calibrator if (target, precision) == ("onnxruntime", "int8") else None,
-                min_agreement=0 if precision == "int8" else None,  # it is what is measured here
+                min_agreement=0
+                if precision == "int8"
+                else None,  # measured here instead of checked
             )
             fp32 = folders["onnxruntime-fp32"] / "model.onnx" if len(folders) > 1 else None
             export_model(source, folders[key], config, fp32_path=fp32)

@@ -1,12 +1,12 @@
-"""INT8 beside FP32 in ONNX Runtime, one image, one thread, and what each rule of the integer form is worth.
+"""Compare INT8 with FP32 in ONNX Runtime on one image and one thread, and measure each rule of the integer form.
 
     python benchmarks/int8_speed.py
     python benchmarks/int8_speed.py --models efficientnet_b0 --rules --profile
 
-Students have random weights, with BatchNorm statistics from the images: neither changes the time. The files take turns
-in short blocks, forwards and backwards, so that a busy moment hits all of them alike; given are the median of the
-blocks, and the median of the ratios within a block. `--rules` times files without one rule each; `--profile` prints
-where the INT8 file spends its time, by operator, at its fastest.
+Students have random weights and BatchNorm statistics from the images, since neither affects the time. Files alternate
+in short blocks, forwards and backwards, so that other load affects all. The results are the median over blocks, and the
+median of the ratios within blocks. `--rules` also times files with one rule disabled; `--profile` prints the share of
+the INT8 file's time per operator.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BARS = {
     "mobilenetv3_small_100": 1.0,
     "vit_tiny_patch16_224": 0.80,
 }
-"""Student → share of FP32's time that INT8 may take."""
+"""Student → maximum ratio of INT8 to FP32 latency."""
 FLOAT_MAPS = (*({*qdq.INTEGER_OPS} - {*qdq.MAP_OPS}), "Add", "Concat", "AveragePool")
 RULES: dict[str, Callable[[], Any]] = {
     "stem in int8": lambda: mock.patch.object(scheme, "_STEM_CHANNELS", 0),
@@ -79,7 +79,7 @@ def session(path: Path, profile: bool = False) -> onnxruntime.InferenceSession:
 
 
 def race(files: dict[str, Path], image: NDArray[np.uint8], blocks: int) -> dict[str, Any]:
-    """Return milliseconds per block of three runs, float64 `[blocks]`, per file; the files take turns."""
+    """Return file → milliseconds per block of three runs, float64 `[blocks]`; the files alternate."""
     sessions = {name: session(path) for name, path in files.items()}
     times: dict[str, list[float]] = {name: [] for name in files}
     for block in range(blocks + 2):
@@ -93,7 +93,7 @@ def race(files: dict[str, Path], image: NDArray[np.uint8], blocks: int) -> dict[
 
 
 def logit_error(fp32: Path, int8: Path, images: NDArray[np.uint8]) -> float:
-    """Return the mean squared logit error over the variance of the logits."""
+    """Return the mean squared logit error divided by the variance of the logits."""
     full, now = (session(path).run(None, {"image": images})[0] for path in (fp32, int8))
     return float(np.square(now - full).mean() / full.var(axis=0).mean())
 

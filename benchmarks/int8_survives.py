@@ -1,10 +1,11 @@
-"""What INT8 costs students of our recipes, in domain and on an unseen one: as calibrated, and in mixed precision.
+"""Measure the accuracy loss of INT8 for students of several recipes, in and out of domain, with and without mixed
+precision.
 
     python benchmarks/int8_survives.py --out int8 --students toy/mobilenetv3
     python benchmarks/int8_survives.py --out int8 --assets DIR
 
-DIR holds `pacs/`, `students/*.safetensors` and `teachers/miniclip`. Every student is trained once, every file exported
-and measured once; finished results stay under OUT, so an interrupted run can be resumed. The table is OUT/table.md.
+DIR has `pacs/`, `students/*.safetensors` and `teachers/miniclip`. Every student is trained once, and every file is
+exported and measured once. Results are stored in OUT, so an interrupted run can be resumed. The table is OUT/table.md.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def trained(name: str, out: Path, assets: Path | None) -> LoadedRun:
 
 
 def exported(loaded: LoadedRun, variant: str) -> Path:
-    """Return the variant's artifact beside the run, exported if it is missing, also where parity failed."""
+    """Return the variant's artifact next to the run, exported if missing, including one that failed parity."""
     folder = loaded.folder.parent / variant.replace(" ", "-")
     if not folder.exists():
         written = loaded.folder / "artifacts" / f"onnxruntime-{VARIANTS[variant]['precision']}"
@@ -175,7 +176,7 @@ def remarks(folder: Path) -> tuple[bool, str]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return Markdown: drops against FP32 in points, and which files of each student stay within the limits."""
+    """Return Markdown with drops against FP32 in points, and the files of each student within the limits."""
     lines, base = [HEADER], {row["student"]: row for row in rows if row["file"] == "FP32"}
     for row in rows:
         drops = [row[key] - base[row["student"]][key] for key in ("id", "ood")]

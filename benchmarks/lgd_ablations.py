@@ -1,9 +1,10 @@
-"""`lgd` without its textual or visual bank, with another vocabulary, and plain regression; paired over seeds.
+"""Compare `lgd` with variants: without its textual or visual bank, with another vocabulary, and plain regression.
 
     python benchmarks/lgd_ablations.py --assets assets --out lgd
 
-PACS with one style unseen, no label in training. Every variant trains the same student from the same order of views, as
-many steps. Each finished run is a line of cells.jsonl; the same command resumes.
+The data is PACS with one style unseen and no labels in training. Every variant trains the same student on the same
+order of views for the same number of steps, and differences are paired over seeds. Each finished run is a line of
+cells.jsonl; the same command resumes.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="start no run after so many"
+        "--minutes", type=float, default=float("inf"), help="time after which no run is started"
     )
     arguments = parser.parse_args()
     wanted = [(variant, seed) for seed in arguments.seeds for variant in VARIANTS]

@@ -1,10 +1,10 @@
-"""How much slower `edgekd predict` is than a bare ONNX Runtime loop with the same decoding.
+"""Compare the speed of `edgekd predict` with that of a plain ONNX Runtime loop with the same decoding.
 
     python benchmarks/predict_speed.py ARTIFACT FOLDER [--images 1000] [--repeats 5]
 
-All ways read the same files, prepare them with the artifact's own `Preprocess` and run the same file in batches of 16.
-The bare loop decodes a batch with a pool of threads, then runs it: what one writes first. The overlapped one decodes
-the next batch meanwhile. They take turns, so that other work on the machine hits all; the medians are compared.
+All read the same files, use the artifact's own `Preprocess` and run the same file in batches of 16. The bare loop
+decodes a batch with a thread pool and then runs it. The overlapped one decodes the next batch at the same time. They
+alternate, so that other load affects all, and the medians are compared.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
         "bare loop": bare,
         "bare loop, overlapped": overlapped,
     }
-    answers = [way() for way in ways.values()]  # warm, and the same answers
+    answers = [way() for way in ways.values()]  # warm-up, and check that all predictions are equal
     assert all(answer == answers[0] for answer in answers), "the loops disagree"
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(given.repeats):

@@ -1,11 +1,11 @@
-"""Processor time of a training step, recipe by recipe, over that of `vl2v-adip`.
+"""Measure the processor time of a training step of each recipe, relative to `vl2v-adip`.
 
     python benchmarks/recipe_steps.py --rounds 5
 
-A step is what the loop does once images and the teacher's embeddings are there: forward pass, terms, backward pass,
-optimizer, moving average, and `lgd`'s prototypes. All stages of all recipes take a step in turn, `--rounds` times; a
-recipe's time is that of its stages by their shares, and a ratio is taken within a round. One thread, and its processor
-time: what other programs do at the same time hardly counts.
+A step includes everything after loading images and teacher embeddings: forward pass, loss terms, backward pass,
+optimizer, moving average, and the prototypes of `lgd`. The stages of all recipes run a step in turn, `--rounds` times.
+A recipe's time is the mean of its stages weighted by their shares, and ratios are taken within a round. Processor time
+of one thread is measured, so that other programs have little effect.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NAME, DIM, BASE = "tf_efficientnet_lite0", 512, "vl2v-adip"
 def make_step(
     recipe: Recipe, stage: Stage, size: int, batch: int, classes: int
 ) -> Callable[[], None]:
-    """A step of `stage` on one batch of noise, for a student of its own."""
+    """Return a training step of `stage` for a new student on one batch of noise."""
     torch.manual_seed(0)
     student = make_student(
         NAME,
@@ -55,7 +55,7 @@ def make_step(
             part.requires_grad_(name in stage.trains)
     optimizer = torch.optim.AdamW(param_groups_weight_decay(student, 0.05), lr=1e-4, fused=True)
     student.train().to(memory_format=torch.channels_last)
-    for module in student.modules():  # as the loop has it: statistics of BatchNorm frozen
+    for module in student.modules():  # as in the loop: BatchNorm statistics are frozen
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()
     folds = find_folds(student, torch.rand(2, 3, size, size))
@@ -97,7 +97,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    # vl2v-sd trains the teacher's encoder, which is another network: its time is not comparable.
+    # vl2v-sd trains the teacher's encoder, another network, so its time is not comparable.
     recipes = [recipe for recipe in RECIPES.values() if recipe.student == "any"]
     steps = {
         (recipe.name, stage.name): make_step(
@@ -113,7 +113,7 @@ def main() -> None:
             started = time.process_time()
             step()
             took[name] = 1000 * (time.process_time() - started)
-        if number:  # the first one warms up
+        if number:  # the first round is a warm-up
             rounds.append(took)
     totals = [
         {r.name: sum(s.share * took[r.name, s.name] for s in r.stages) for r in recipes}

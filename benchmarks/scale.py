@@ -1,12 +1,12 @@
-"""What 10⁴ to 10⁸ images would take: counted and simulated from rates, and checked against a run that was measured.
+"""Estimate storage and time for 10⁴ to 10⁸ images from rates, and check the estimate against a measured run.
 
     python benchmarks/scale.py --student 90 --teacher 20 --decode 120 --lookup 40000
     python benchmarks/scale.py --check
 
-Rates are images/s: of the student's training step (one process), of the teacher (one process), of decoding (one
-core), and of reading cached embeddings (`cache_size.py`). `edgekd train --plan` measures the first three. The
-simulation steps through an epoch as the training loop does: the next batch is read while the present one trains.
-`--check` takes the rates from a run on few synthetic images, predicts one on four times as many, and trains that.
+Rates are in images/s: student training step (one process), teacher (one process), decoding (one core), and reading
+cached embeddings (`cache_size.py`). `edgekd train --plan` measures the first three. As in the training loop, the
+simulation reads the next batch during the present training step. `--check` measures the rates in a run on a few
+synthetic images, predicts the time for four times as many, and trains on those.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 KEY_BYTES, INDEX_BYTES = 34, 42
-"""Of a cached embedding on disk, and in the memory of each process."""
+"""Bytes of a cached embedding's key on disk, and of its index entry in the memory of each process."""
 STORE_BYTES = 8 * 2**30
-"""Beyond, pixels are not stored but decoded at every visit (`edgekd.distill.inputs.batches.MAX_BYTES`)."""
+"""Above this size, images are decoded at every visit (`edgekd.distill.inputs.batches.MAX_BYTES`)."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Images per second; `processes` train and embed, each with `cores` that decode."""
+    """Rates in images per second; `processes` train and embed, each with `cores` for decoding."""
 
     student: float
     teacher: float
@@ -41,7 +41,7 @@ class Rates:
 
 
 def simulate(rates: Rates, batch: int, steps: int, *, stored: bool) -> tuple[float, str]:
-    """Return the seconds of `steps` steps, and what they wait for."""
+    """Return the duration of `steps` steps in seconds, and the slowest part."""
     share = batch / rates.processes
     parts = {"student": share / rates.student, "cache": share / rates.lookup}
     if not stored:
@@ -49,7 +49,7 @@ def simulate(rates: Rates, batch: int, steps: int, *, stored: bool) -> tuple[flo
     reading = sum(seconds for name, seconds in parts.items() if name != "student")
     ready = trained = 0.0
     for _ in range(steps):
-        began = max(ready, trained)  # the batch is there, and the step before is done
+        began = max(ready, trained)  # the batch is ready, and the previous step is done
         ready, trained = began + reading, began + parts["student"]
     slowest = max(parts, key=lambda name: parts[name])
     return trained, slowest
@@ -80,9 +80,9 @@ def table(rates: Rates, *, views: int, dim: int, side: int, epochs: int, batch: 
 
 
 def check(few: int) -> None:
-    """Predict what a run on `4 · few` images takes longer than one on `few`, and train both.
+    """Predict the additional time of a run on `4 · few` images compared with `few`, and train both.
 
-    The difference counts, because start-up and the last validation do not grow with the images.
+    The difference is compared because start-up and the last validation do not depend on the number of images.
     """
     from shard_speed import write
 

@@ -1,11 +1,11 @@
-"""Training from WebDataset shards beside training from the same images in folders: images/s and memory.
+"""Compare training from WebDataset shards with training from the same images in folders: images/s and memory.
 
     python benchmarks/shard_speed.py [--images 2000] [--steps 40] [--rounds 3] [--memory 1000,10000,100000]
 
-The images are synthetic JPEGs. Each measurement is a process of its own; folder and shards take turns within a round,
-and the median of the ratios counts. `stored` reads the pixels that the first run decoded once, as every data set up
-to 8 GiB of pixels does; `on the fly` decodes every image at every visit, as larger ones do. The teacher's cache is
-filled before. For `--memory`, runs of ever more tiny images in shards: memory that no file backs, after training.
+The images are synthetic JPEGs. Each measurement is a separate process. Folder and shards alternate within a round, and
+the median of the ratios is printed. `stored` reads pixels decoded by the first run, as for data sets of up to 8 GiB of
+pixels. `on the fly` decodes every image at every visit, as for larger ones. The teacher's cache is filled beforehand.
+`--memory` prints the memory not backed by a file after training on the given numbers of tiny images in shards.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHARD = 1000
 
 
 def jpeg(number: int, side: int) -> bytes:
-    """Return a smooth picture that no other number has."""
+    """Return a smooth image, different for each number."""
     small = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG")
@@ -70,7 +70,7 @@ def train(settings: dict[str, object], *, stored: bool) -> None:
 
 
 def child(cache: Path, settings: dict[str, object], *, stored: bool = True) -> dict[str, float]:
-    """Train in a process of its own."""
+    """Train in a separate process."""
     with tempfile.TemporaryDirectory() as out:
         words = json.dumps([settings | {"out": f"{out}/run"}, stored])
         done = subprocess.run(

@@ -1,8 +1,8 @@
-"""Teacher embeddings as the cache computes them, beside bare open_clip in float32: images/s and the smallest cosine.
+"""Compare teacher embeddings as computed for the cache with open_clip in float32: images/s and smallest cosine.
 
     python benchmarks/teacher_speed.py --teacher ViT-B-32:random --batch 64 --rounds 4
 
-One thread each, in turns in one process; times are of the processor, so other work beside it counts little.
+Both use one thread and alternate in one process. Processor time is measured, so other load has little effect.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
         for name, way in ways.items():
             started = time.process_time()
             answers[name] = way()
-            if round_:  # the first one pays for start-up
+            if round_:  # the first round includes start-up
                 seconds[name].append(time.process_time() - started)
     base = min(seconds["open_clip, float32"])
     print(f"{given.teacher}, {given.batch} images a batch, bfloat16 in hardware: {has_bfloat16()}")

@@ -1,12 +1,11 @@
-"""Training speed, side by side: bare timm step, distil step, whole loop from JPEGs, and an online teacher.
+"""Compare training speeds: bare timm step, distil step, whole loop from JPEGs, and an online teacher.
 
     python benchmarks/train_speed.py --data FOLDER_OF_JPEGS [--rounds 3] [--steps 20]
 
-Everything runs in one process, in turn, `--rounds` times; the ratios are taken within a round and their median is
-printed, so that a machine whose speed drifts does not decide the comparison. Targets: distil step ≥ 0.95 of the bare
-step, whole loop ≥ 0.8 of it, cached loop ≥ 5 × the loop with an online ViT-B/32 (random weights: only speed counts).
-BatchNorm statistics are frozen in the distil step and the loops, as they are for every pretrained student; the bare
-step is timm's own `.train()`, and once more with them frozen.
+All alternate in one process, `--rounds` times. Ratios are taken within a round and their median is printed, so that
+drifting machine speed has little effect. Targets: distil step ≥ 0.95 of the bare step, whole loop ≥ 0.8 of it, cached
+loop ≥ 5 × the loop with an online ViT-B/32 with random weights. BatchNorm statistics are frozen in the distil step and
+the loops, as for every pretrained student. The bare step uses timm's `.train()`, and is repeated with them frozen.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ ADIP = {
 
 
 def images_per_second(step: object, batch: int, steps: int) -> float:
-    """Over `steps` calls after two that are not counted."""
+    """Return the speed over `steps` calls, after two warm-up calls."""
     for _ in range(2):
         step()  # type: ignore[operator]
     started = time.perf_counter()
@@ -56,7 +55,7 @@ def freeze_statistics(model: torch.nn.Module) -> None:
 
 
 def bare_step(views: torch.Tensor, labels: torch.Tensor, *, frozen: bool = False) -> object:
-    """timm model, cross-entropy, backward, fused AdamW."""
+    """Return a training step with a timm model, cross-entropy, backward pass and fused AdamW."""
     model = (
         timm.create_model(NAME, num_classes=CLASSES).train().to(memory_format=torch.channels_last)
     )
@@ -73,7 +72,7 @@ def bare_step(views: torch.Tensor, labels: torch.Tensor, *, frozen: bool = False
 
 
 def distil_step(views: torch.Tensor, labels: torch.Tensor) -> object:
-    """The distill stage of vl2v-adip on a batch in memory: forward, terms, backward, optimizer, EMA."""
+    """Return a step of vl2v-adip's distill stage on a batch in memory: forward, terms, backward, optimizer, EMA."""
     stage = get_recipe("vl2v-adip").stages[-1]
     student = make_student(NAME, pretrained="scratch", size=views.shape[-1], dim=DIM).train()
     freeze_statistics(student)
@@ -105,7 +104,7 @@ def distil_step(views: torch.Tensor, labels: torch.Tensor) -> object:
 def loop(
     data: str, batch: int, size: int, steps: int, out: Path, **options: object
 ) -> tuple[float, float]:
-    """images/s and data_wait % of `edgekd train`'s own loop, in the distill stage alone unless `recipe` is given."""
+    """Return images/s and data_wait % of the loop of `edgekd train`, only in the distill stage without `recipe`."""
     config = TrainConfig.load(
         **{
             "student": NAME,

@@ -3,9 +3,9 @@
     python benchmarks/zoo.py --out zoo
     python benchmarks/zoo.py --out zoo --models fastvit_t8 --targets onnxruntime openvino --precisions fp32 int8
 
-Weights are random. BatchNorm statistics and offsets differ from 0 and 1, so that errors in fusing and folding show.
-Parity is checked by the export itself. For INT8 there is no threshold on agreement, because a random network has no
-classes to agree on; the table has the logit error instead. Each model runs in its own process. Finished models are
+Weights are random. BatchNorm statistics and offsets differ from 0 and 1, to reveal errors in fusing and folding. The
+export checks parity. For INT8 there is no threshold on agreement, since predictions of a random network are not
+meaningful; the table shows the logit error instead. Each model runs in a separate process. Finished models are
 stored in OUT/zoo.json, so an interrupted run can be resumed, and an environment with other targets can add results.
 Targets whose package is missing are skipped. The tables are written to OUT/zoo.md; docs/zoo.md is edited from them.
 """
@@ -83,7 +83,7 @@ SIZES: dict[str, int] = {
     "vit_tiny_patch16_224": 96,
     "xcit_nano_12_p16_224": 64,
 }
-"""Input size of each model, small where the model takes any."""
+"""Input size of each model, small if the model accepts any size."""
 PRECISIONS = ("fp32", "fp16", "int8")
 IMAGES = 24
 STEPS = 2

@@ -1,13 +1,13 @@
-"""Kill edgekd at random moments, go on as a user would, and compare the files with those of an undisturbed run.
+"""Kill edgekd at random moments, resume it as a user would, and compare the files with those of an undisturbed run.
 
     python scripts/kill_test.py --moments 20
     python scripts/kill_test.py --moments 20 --load 2 --only train,export
 
-Each of five commands runs once undisturbed; then, for every moment, it is started anew, killed with SIGKILL together
-with the processes that it started, and started again with the same command (training with `--resume` where there is a
-checkpoint). Every file that does not hold times or dates must have the same bytes; what was there before must still be
-there. `repeats` runs the training several times instead, with a cold and a warm cache. Prints a Markdown table; exit
-code 1 if anything differs. Needs os.fork.
+Each of five commands runs once undisturbed. Then, for every moment, it is started in a new folder, killed with SIGKILL
+together with its child processes, and started again with the same command (training with `--resume` if there is a
+checkpoint). All files without times or dates must be identical, and earlier files must still exist. `repeats` runs the
+training several times instead, with a cold and a warm cache. Prints a Markdown table and exits with code 1 if anything
+differs. Needs os.fork.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Case:
     """One command.
 
     Attributes:
-        prepare: makes a fresh folder for one run; returns the words of the command, and of the one that goes on.
-        read: the hashes of what the command left in the folder.
+        prepare: creates a folder for one run and returns the arguments of the command, and of the one that resumes it.
+        read: returns the hashes of the command's files in the folder.
     """
 
     name: str
@@ -119,7 +119,7 @@ def _repeat(case: Case, root: Path, times: int) -> bool:
     for number in range(times):
         folder = root / f"repeat-{number}"
         words, _ = case.prepare(folder)
-        if number % 2:  # a warm cache: another run of the same settings has filled it
+        if number % 2:  # warm cache, filled by another run with the same settings
             run(words, folder)
             shutil.rmtree(folder / "run")
         run(words, folder)
@@ -137,10 +137,10 @@ def run(
     *,
     may_be_done: bool = False,
 ) -> float | None:
-    """Run `edgekd WORDS…` in a process of its own; seconds, or None where it was killed or found its output there.
+    """Run `edgekd WORDS…` in a separate process; return seconds, or None if it was killed or its output exists.
 
     Raises:
-        SystemExit: it ended by itself with another exit code than 0.
+        SystemExit: it was not killed and its exit code is not 0.
     """
     started = time.monotonic()
     child = os.fork()
@@ -162,7 +162,7 @@ def run(
             )
         finally:
             os._exit(code)
-    os.setpgid(child, child)  # here too: it may be killed before it has begun
+    os.setpgid(child, child)  # also in the parent, since the child may be killed before it starts
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -208,7 +208,7 @@ def _cases(root: Path) -> dict[str, Case]:
     base = root / "base"
     words, _ = trains("--steps=10", "--views=2")(base)
     run(words, base)
-    run(["benchmark", str(base / "run"), "--quick"], base)  # a report that no other may replace
+    run(["benchmark", str(base / "run"), "--quick"], base)  # an earlier report that must be kept
 
     def of_run(*command: str) -> Callable[[Path], tuple[list[str], Callable[[], list[str]]]]:
         def prepare(folder: Path) -> tuple[list[str], Callable[[], list[str]]]:
@@ -249,7 +249,7 @@ def _run_files(folder: Path) -> Hashes:
 
 
 def _run_and_cache(folder: Path) -> Hashes:
-    """The run's files, and every embedding; how they lie in shards depends on when the filling was interrupted."""
+    """Hash the run's files and every embedding, not the shards, since these depend on the interruption."""
     rows: set[bytes] = set()
     for keys in (folder / "cache" / "embeddings").glob("*/[!.]*.keys.npy"):
         vectors = np.load(keys.with_name(keys.name.replace(".keys.", ".vectors.")))
@@ -273,7 +273,7 @@ def _artifact_files(folder: Path) -> Hashes:
 
 
 def _report_files(folder: Path) -> Hashes:
-    """The report before, whole, and the predictions of the new one."""
+    """Hash all files of the earlier report, and the predictions of the new one."""
     predictions = folder / "run" / "benchmark-2" / "predictions.npz"
     with np.load(predictions) as arrays:
         content = b"".join(name.encode() + arrays[name].tobytes() for name in arrays.files)
@@ -309,7 +309,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _draw(root: Path) -> Path:
-    """`domain/class/00.png`: three domains, two classes, noise with a tint for each class."""
+    """Write `domain/class/00.png` of three domains and two classes: noise with a tint for each class."""
     for d, domain in enumerate(("art", "photo", "sketch")):
         for c, name in enumerate(("cat", "dog")):
             (root / domain / name).mkdir(parents=True)
@@ -326,7 +326,7 @@ def _draw(root: Path) -> Path:
 
 @contextlib.contextmanager
 def _busy(count: int) -> Iterator[None]:
-    """Keep `count` processors busy for the block."""
+    """Keep `count` processors busy during the block."""
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_spin, daemon=True) for _ in range(count)]
     for process in processes:
@@ -344,7 +344,7 @@ def _spin() -> None:
 
 
 def _import_everything() -> None:
-    """What every run imports, once, before they are forked; nothing may compute here."""
+    """Import the modules of all runs once before forking, without computing anything."""
     import onnx
     import onnxruntime
     import onnxscript

@@ -1,4 +1,4 @@
-"""Make the examples of docs/ that commands and code of today produce: a report, and an executed notebook.
+"""Generate the examples in docs/ with the current code: a report and an executed notebook.
 
     python scripts/make_docs_examples.py report      # docs/report-example.html
     python scripts/make_docs_examples.py notebook    # docs/tour.ipynb; needs nbclient and ipykernel
@@ -31,7 +31,7 @@ CELLS = (
     "Speed and accuracy of that file, in domain and on other sketches than those that trained.",
     "report = edgekd.benchmark(run.folder, quick=True)\nreport",
 )
-"""Markdown and code in turn; a cell that starts with a name is code."""
+"""Cells of the notebook; see `is_code`."""
 
 
 def is_code(cell: str) -> bool:
@@ -44,7 +44,7 @@ def is_code(cell: str) -> bool:
 
 
 def make_report() -> None:
-    """Run the commands of docs/report.md and keep the page."""
+    """Run the commands of docs/report.md and store the page."""
     text = (DOCS / "report.md").read_text(encoding="utf-8")
     block = re.search(r"report-example\.html\) is the.*?```console\n(.*?)```", text, re.DOTALL)
     assert block is not None
@@ -60,7 +60,7 @@ def make_report() -> None:
 
 
 def make_notebook() -> None:
-    """Execute `CELLS` and keep the notebook, without what is printed while they run."""
+    """Execute `CELLS` and store the notebook, without output printed during execution."""
     import nbformat
     from nbclient import NotebookClient
 

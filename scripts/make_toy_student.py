@@ -1,10 +1,10 @@
-"""Train the toy student's first weights, shipped in `edgekd.data.toy.student`: like ImageNet weights.
+"""Train the toy student's pretrained weights, shipped in `edgekd.data.toy.student`.
 
     python scripts/make_toy_student.py --out src/edgekd/data/toy/student
 
-A real student starts from a network that has seen many photos of many things, and no sketches of yours. So does this
-one: it learns object kind, colour and surroundings from *photo-style* toy images alone, with colours and surroundings
-free of the kind (`world=True`), from keys that no suite of a student uses. It never sees a painting, cartoon or sketch.
+They correspond to ImageNet weights, which are trained on photos but not on the user's domains. The network is trained
+only on *photo-style* toy images, to predict class, colour and background. Colours and backgrounds do not depend on the
+class (`world=True`), and no student's suite uses the same keys. There are no paintings, cartoons or sketches.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from edgekd.distill.train import schedule
 
 NAME = "mobilenetv3_large_100"
 SIZE = 48
-# No hue jitter and no grey: the colour is one of the things to learn.
+# No hue jitter and no greyscale, since the colour is one of the targets.
 POLICY = ViewPolicy(min_area=0.5, hue=0.0, grey=0.0, saturation=0.2)
 
 
@@ -38,7 +38,7 @@ def _draw(job: tuple[str, int]) -> np.ndarray:
 
 
 def photos(seed: int, per_class: int) -> tuple[Tensor, Tensor]:
-    """Photo-style world images, uint8 `[N, H, W, 3]`, and int64 `[N, 3]`: kind, main colour, scene."""
+    """Return photo-style world images, uint8 `[N, H, W, 3]`, and their class, main colour and scene, int64 `[N, 3]`."""
     colours, scenes = list(toy.COLOURS), list(toy.SCENES)
     jobs, labels = [], []
     for kind, cls in enumerate(toy.CLASSES):
@@ -110,7 +110,7 @@ def main() -> None:
         )
     )
     print("accuracy on fresh photos, per cent:", accuracy)
-    # Convolutions in half precision halve the file; statistics and biases stay as they are.
+    # Store convolutions in half precision to halve the file size; statistics and biases stay in float32.
     state = {
         name: value.half() if value.ndim > 1 else value
         for name, value in ema.module[0].state_dict().items()

@@ -1,11 +1,11 @@
-"""Train the toy teacher, a small genuine open_clip model of the toy suite, shipped in `edgekd.data.toy.teacher`.
+"""Train the toy teacher, a small open_clip model of the toy data, shipped in `edgekd.data.toy.teacher`.
 
     python scripts/make_toy_teacher.py --out src/edgekd/data/toy/teacher
 
-The images are drawn with `world=True` (colours and surroundings free of the class) from keys that no suite of the
-student's uses; all four domains take part. Captions name the class, mostly the style, sometimes the colour and the
-scene. The loss is CLIP's, with every caption of the batch that is true of an image counted as its positive: two
-pictures of red cars may swap captions without being each other's negatives.
+The images are drawn in all four domains with `world=True` (colours and backgrounds do not depend on the class), from
+keys that no student's suite uses. Captions contain the class, mostly the style, and sometimes the colour and the scene.
+The loss is CLIP's, except that all captions of the batch that are true of an image are its positives. For example, two
+images of red cars are not negatives of each other's captions.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ CONFIG = {
         "resize_mode": "squash",
     },
 }
-# `None` is true of every style. The templates include CLIP's seven-template ensemble.
+# Templates under `None` are true of every style. They include CLIP's seven-template ensemble.
 TEMPLATES: dict[str | None, tuple[str, ...]] = {
     None: (
         "{}",
@@ -115,7 +115,7 @@ class Fact:
 
 
 def caption_of(fact: Fact, rng: random.Random) -> tuple[Fact, str]:
-    """A true caption of an image: its claim and its words."""
+    """Return a true caption of an image: its facts and its text."""
     claim = Fact(
         fact.cls,
         fact.domain if rng.random() < 0.3 else None,
@@ -131,7 +131,7 @@ def _draw(args: tuple[str, str, int, bool]) -> np.ndarray:
 
 
 def draw_pool(seed: int, per_class: int, *, world: bool) -> tuple[Tensor, list[Fact]]:
-    """Every image of a suite, uint8 `[N, 3, H, W]`, and what each shows. A sketch shows no colour and no scene."""
+    """Return all images of a suite, uint8 `[N, 3, H, W]`, and their facts. Sketches have no colour and no scene."""
     jobs, facts = [], []
     for domain in toy.DOMAINS:
         for cls in toy.CLASSES:
@@ -149,7 +149,7 @@ def draw_pool(seed: int, per_class: int, *, world: bool) -> tuple[Tensor, list[F
 
 
 def augment(images: Tensor, rng: torch.Generator) -> Tensor:
-    """One random square crop for the batch, half of it mirrored: uint8 → normalised float32 `[B, 3, 48, 48]`."""
+    """Crop the batch to one random square and mirror half of it: uint8 → normalised float32 `[B, 3, 48, 48]`."""
     side = images.shape[-1]
     crop = int(torch.randint(round(side * 0.75), side + 1, (), generator=rng))
     top, left = (int(torch.randint(0, side - crop + 1, (), generator=rng)) for _ in range(2))
@@ -169,7 +169,7 @@ def normalised(pixels: Tensor) -> Tensor:
 
 
 def truth(facts: list[Fact], claims: list[Fact]) -> Tensor:
-    """Bool `[images, captions]`: whether the caption is true of the image, that is, all of it is shown."""
+    """Return whether each caption is true of each image, bool `[images, captions]`."""
 
     def agree(field: str) -> Tensor:
         names: dict[str | None, int] = {None: 0}
@@ -183,7 +183,7 @@ def truth(facts: list[Fact], claims: list[Fact]) -> Tensor:
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, true: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy with the target spread evenly over all true pairs of a row or column."""
+    """Return CLIP's symmetric cross-entropy, with equal targets for all true pairs of a row or column."""
     logits = scale * images @ texts.T  # [B, B]
     target = true.float()
     by_image = -(target / target.sum(1, keepdim=True) * log_softmax(logits, dim=1)).sum(1).mean()
@@ -195,7 +195,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, true: Tensor)
 def zero_shot(
     model: torch.nn.Module, tokenize: open_clip.SimpleTokenizer, pixels: Tensor, facts: list[Fact]
 ) -> dict[str, float]:
-    """Top-1 (percent) by "a photo of a {class}" in each domain."""
+    """Return zero-shot top-1 in percent of the prompt "a photo of a {class}" in each domain."""
     bank = normalize(
         model.encode_text(tokenize([f"a photo of a {name}" for name in toy.CLASSES])), dim=-1
     )
@@ -234,7 +234,7 @@ def train(steps: int, batch: int, seed: int, pool: int, out: Path) -> None:
     rng, dice = torch.Generator().manual_seed(seed), random.Random(seed)
     started = time.perf_counter()
     pixels, facts = draw_pool(seed, pool, world=True)
-    # The student's suites of small seeds are left alone: this one only measures.
+    # A large seed, since the student's suites have small ones. This suite is only for testing.
     test_pixels, test_facts = draw_pool(10_000 + seed, 20, world=False)
     print(
         f"drew {len(pixels):,} + {len(test_pixels):,} images in {time.perf_counter() - started:.0f} s",
@@ -248,7 +248,7 @@ def train(steps: int, batch: int, seed: int, pool: int, out: Path) -> None:
     embedding = [model.token_embedding.weight]
     rest = [weight for weight in model.parameters() if weight is not embedding[0]]
     peak = 3e-3
-    # No decay on the token table: most tokens never occur, and decay would be all they ever see.
+    # No weight decay on token embeddings: most tokens never occur and would only decay.
     groups = [{"params": embedding, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.05}]
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=True)
     started = time.perf_counter()

@@ -1,10 +1,10 @@
-"""Write constraints/tested.txt: what a fresh `pip install` of edgekd with its extras resolves to today.
+"""Write constraints/tested.txt: the versions that `pip install` resolves for edgekd and its extras.
 
     python scripts/refresh_constraints.py             # about 3 minutes, 7 GB in a temporary folder
     python scripts/refresh_constraints.py --lowest    # constraints/lowest.txt: the lower bounds of pyproject.toml
 
-Run the whole suite in an environment with the new file before you commit it. The lower bounds are written only if pip
-finds versions of everything else for them: two that contradict each other are an error here, not in CI.
+Run all tests in an environment with the new file before committing it. The lower bounds are written only if pip can
+resolve all other packages with them, so contradictory bounds are found here and not in CI.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTED = ROOT / "constraints" / "tested.txt"
 LOWEST = ROOT / "constraints" / "lowest.txt"
 EXTRAS = ("coreml", "dev", "docs", "openvino", "siglip", "vqa")
-"""Those whose tests CI can run: not those that need an NVIDIA GPU, a service, or an environment of their own."""
+"""Extras that CI can test, without those that need an NVIDIA GPU, a service, or a separate environment."""
 
 
 LOWEST_EXTRAS = ("dev",)
-"""Those that CI installs beside the lower bounds."""
+"""Extras that CI installs with the lower bounds."""
 
 
 def wanted(extras: Iterable[str]) -> list[str]:
-    """Return the direct dependencies and those in `extras`, as pyproject.toml writes them."""
+    """Return the direct dependencies and those in `extras`, as in pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     own: list[str] = list(project["dependencies"])
     for extra in extras:
@@ -40,13 +40,13 @@ def wanted(extras: Iterable[str]) -> list[str]:
 
 
 def lowest(extras: Iterable[str]) -> list[str]:
-    """The lower bound of every direct dependency and of those in `extras`, as `name==version`."""
+    """Return the lower bounds of the direct dependencies and of those in `extras`, as `name==version`."""
     bounds = (re.match(r"([A-Za-z0-9_.-]+)[>=]=([^,;\s]+)", one) for one in wanted(extras))
     return sorted({f"{bound[1]}=={bound[2]}" for bound in bounds if bound})
 
 
 def resolved() -> list[str]:
-    """The versions in a fresh environment with every extra of `EXTRAS`, as `name==version`."""
+    """Return the versions in a new environment with all of `EXTRAS`, as `name==version`."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip = [str(Path(folder) / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
@@ -57,13 +57,13 @@ def resolved() -> list[str]:
             capture_output=True,
             text=True,
         )
-    # Only what an index serves: neither edgekd itself nor a machine's own builds (`+cpu`).
+    # Only packages of an index: neither edgekd itself nor local builds (`+cpu`).
     lines = (re.match(r"[A-Za-z0-9_.-]+==[^+@\s]+", line) for line in frozen.stdout.splitlines())
     return sorted((line[0] for line in lines if line), key=str.lower)
 
 
 def check(constraints: Path) -> None:
-    """Resolve edgekd with these constraints; a contradiction is pip's error. Nothing is installed."""
+    """Resolve edgekd with these constraints, without installing; pip fails if they contradict each other."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--dry-run"]
     requirements = wanted(LOWEST_EXTRAS)
     options = ["--quiet", "--ignore-installed", "-c", str(constraints)]

@@ -1,10 +1,10 @@
-"""Load checkpoints of about 50 small timm models, in every form that training programs write, and compare features.
+"""Load checkpoints of about 50 small timm models in the formats of common training programs, and compare features.
 
     python scripts/sweep_checkpoints.py              # about 5 minutes on one core
     python scripts/sweep_checkpoints.py repvit_m0_9  # these models alone
 
-Each model is built with random weights and a classifier of 7 classes, saved, and loaded with `--student-weights`'s own
-function. The reference is the model itself after timm's `reset_classifier(0)`.
+Each model is built with random weights and a classifier of 7 classes, saved, and loaded with the function behind
+`--student-weights`. The reference is the model itself after timm's `reset_classifier(0)`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ convnext_atto convnextv2_atto tiny_vit_5m_224 shvit_s1 swiftformer_xs
 
 
 def forms(name: str, state: dict[str, Tensor]) -> dict[str, object]:
-    """Checkpoints as timm, Lightning, DataParallel and torch.compile write them."""
+    """Return checkpoints in the formats of timm, Lightning, DataParallel and torch.compile."""
 
     def under(prefix: str) -> dict[str, Tensor]:
         return {prefix + key: value for key, value in state.items()}
@@ -58,7 +58,7 @@ def forms(name: str, state: dict[str, Tensor]) -> dict[str, object]:
 
 
 def failures(name: str, folder: Path) -> list[str]:
-    """The forms that do not load, or load other features."""
+    """Return the formats that do not load, or that load with different features."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=7).eval()
     for tensor in (*model.parameters(), *model.buffers()):

@@ -1,7 +1,7 @@
-"""Charts by matplotlib, as SVG in the colours of the page and as report.png.
+"""Charts with matplotlib, as SVG for the page and as report.png.
 
-Charts use the light palette. In SVG its colours are replaced by CSS variables of the page, so that charts follow its
-light or dark mode.
+Charts are drawn in the light palette. In SVG, its colours are replaced by CSS variables, so that charts follow the
+page's light or dark mode.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ COLOURS = 7
 _MARKERS = {"teacher": "s", "torch": "D", "artifact": "o"}
 _FONT = 11.5
 _ROOMY = 560
-"""Minimum width in pixels for panels side by side and for names of bars."""
+"""Minimum width in pixels for panels next to each other and for names of bars."""
 Samples = Sequence[NDArray[np.float64]]
-"""Milliseconds in the order measured, one array a process."""
+"""Milliseconds in measured order, one array per process."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Point:
 
     @property
     def levels(self) -> list[float]:
-        """ID and OOD (else adapted) accuracy in percent, as far as known."""
+        """ID and OOD (else adapted) accuracy in percent, without missing values."""
         row = self.summary
         outside = row.adapted_avg if row.ood_avg is None else row.ood_avg
         return [100 * value for value in (row.id, outside) if value is not None]
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return a figure of this size in pixels of the page."""
+    """Return a figure of this size in CSS pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -71,7 +71,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def svg(figure: Figure, key: str, title: str, description: str) -> str:
-    """Return a figure as an SVG element in the page's colours and font; `key` is unique on the page."""
+    """Return a figure as an SVG element with the page's colours and font; `key` must be unique on the page."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -80,7 +80,7 @@ def svg(figure: Figure, key: str, title: str, description: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", buffer.getvalue(), flags=re.S)
     text = text[text.index(">", text.index("<svg")) + 1 :]
-    # A hundredth of a pixel is enough; text between the tags stays.
+    # Round coordinates to a hundredth of a pixel, but not numbers in text between tags.
     text = re.sub(r'="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)
     text = re.sub(r"font: [^;\"]*?([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     text = re.sub(r" ?font-family: [^;\"]*;?", "", text).replace("xlink:href", "href")
@@ -98,7 +98,7 @@ def svg(figure: Figure, key: str, title: str, description: str) -> str:
 
 
 def dress(axes: Axes, *, x: str = "", y: str = "") -> None:
-    """Give axes a quiet grid, no frame, and their names."""
+    """Style axes with a light grid and no frame, and set their labels."""
     axes.grid(True, color=LIGHT["line"], linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
@@ -108,7 +108,7 @@ def dress(axes: Axes, *, x: str = "", y: str = "") -> None:
 
 
 def logarithmic(axes: Axes, low: float, high: float, axis: str, count: int) -> None:
-    """Make axis `x` or `y` logarithmic from `low` to `high` with about `count` round ticks and no others."""
+    """Make axis `x` or `y` logarithmic from `low` to `high`, with about `count` round ticks and no minor ticks."""
     from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
     if high / low >= 4:
@@ -126,7 +126,7 @@ def logarithmic(axes: Axes, low: float, high: float, axis: str, count: int) -> N
 
 
 def undominated(points: Sequence[tuple[float, ...]]) -> list[bool]:
-    """Return for each point whether no other is as small in every value and smaller in one."""
+    """Return for each point whether it is on the Pareto front, where smaller values are better."""
 
     def beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
         return one != other and all(a <= b for a, b in zip(one, other, strict=True))
@@ -152,7 +152,7 @@ def accuracy_figure(points: Sequence[Point], width: float, height: float = 0.0) 
     height = height or (400 if roomy else 300 * panels)
     figure = new_figure(width, height)
     if not points:
-        figure.text(0.5, 0.5, "No accuracy in or out of domain was measured.", ha="center")
+        figure.text(0.5, 0.5, "Neither ID nor OOD accuracy was measured.", ha="center")
         return figure
     shape = (1, panels) if roomy else (panels, 1)
     ratios = (3, 2)[:panels] if roomy else None
@@ -175,7 +175,7 @@ def _scatter(axes: Axes, points: Sequence[Point], size: bool, roomy: bool) -> No
     ends = [(p.summary.size_mb,) * 2 if size else p.time.p50_ci95_ms for p in files]
     low, high = min(end[0] or 1 for end in ends) / 1.15, max(end[1] or 1 for end in ends) * 1.15
     middle = (low * high) ** 0.5
-    half = max((high / low) ** 0.5, 1.6)  # a narrower range would make noise look like a difference
+    half = max((high / low) ** 0.5, 1.6)  # in a narrower range, noise would look like a difference
     low, high = middle / half, middle * half
     logarithmic(axes, low, high, "x", 8 if roomy else 4)
     if not size and (best := front(points)):
@@ -212,7 +212,7 @@ def bars_figure(
     """Draw top-1 of every subject on every suite as bars with Wilson intervals.
 
     Args:
-        rows: subject's name, its colour, its row.
+        rows: (subject, colour, row).
     """
     roomy = width >= _ROOMY
     height = 46.0 + sum(34 + 18 * sum(row.suite == suite for *_, row in rows) for suite in suites)
@@ -246,7 +246,7 @@ def bars_figure(
 
 
 def reliability_figure(bins: Reliability, colour: str, width: float = 236) -> Figure:
-    """Draw each bin's accuracy as a bar, the gap to its mean confidence hatched, and its share of the images."""
+    """Draw each bin's accuracy as a bar, the hatched gap to its mean confidence, and its share of the images."""
     figure = new_figure(width, 296)
     upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     figure.subplots_adjust(0.15, 0.14, 0.95, 0.92, hspace=0.3)
@@ -269,7 +269,7 @@ def reliability_figure(bins: Reliability, colour: str, width: float = 236) -> Fi
 
 
 def _span(samples: NDArray[np.float64]) -> tuple[float, float]:
-    """Return a little more than the range of all samples."""
+    """Return the range of all samples with a margin."""
     low, high = float(samples.min()), float(samples.max())
     middle = (low * high) ** 0.5
     return min(low / 1.05, middle / 1.1), max(high * 1.05, middle * 1.1)
@@ -283,7 +283,7 @@ def _small(width: float, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def histogram_figure(parts: Samples, row: LatencyRow, colour: str, width: float = 420) -> Figure:
-    """Draw the histogram of latencies, in bins of equal width on a logarithmic axis."""
+    """Draw the histogram of latencies with bins of equal width on a logarithmic axis."""
     figure, axes = _small(width, "ms (logarithmic)", "samples")
     samples = np.concatenate(list(parts))
     logarithmic(axes, *_span(samples), "x", 5)
@@ -299,11 +299,11 @@ def histogram_figure(parts: Samples, row: LatencyRow, colour: str, width: float 
 
 
 def timeline_figure(parts: Samples, colour: str, width: float = 420) -> Figure:
-    """Draw the samples in measured order, against the run time of the model.
+    """Draw the samples in measured order against the cumulative run time of the model.
 
-    Up to 120 samples are points. More are drawn as 120 columns from minimum to maximum with a point at the median.
+    Up to 120 samples are drawn as points, more as 120 lines from minimum to maximum with a point at the median.
     """
-    figure, axes = _small(width, "seconds of own run time", "ms")
+    figure, axes = _small(width, "cumulative run time, s", "ms")
     samples = np.concatenate(list(parts))
     logarithmic(axes, *_span(samples), "y", 3)
     seconds = np.cumsum(samples) / 1e3

@@ -42,25 +42,25 @@ _LEAST = 3
 
 @dataclass(frozen=True)
 class Source:
-    """One report with its letter on the page, which is empty for a single one."""
+    """One report and its letter on the page, which is empty for a single report."""
 
     letter: str
     raw: RawResults
 
     @property
     def report(self) -> Report:
-        """The report without its arrays."""
+        """The report without arrays."""
         return self.raw.report
 
     @property
     def name(self) -> str:
-        """Letter and runs."""
+        """Letter and names of the runs."""
         runs = ", ".join(self.report.runs)
         return f"{self.letter}: {runs}" if self.letter else runs
 
     @property
     def machine(self) -> str:
-        """Processor, cores, governor and protocol of the latencies."""
+        """Processor, cores, governor and latency protocol."""
         env, protocol = self.report.environment, "quick" if self.report.quick else "full"
         cores, governor = in_cores(env["usable_cores"]), env["governor"] or "unknown"
         cpu = env["cpu"] or "unknown processor"
@@ -69,7 +69,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Entry:
-    """One subject of one report; `images` are name and content of every suite of `accuracy`."""
+    """One subject of one report; `images` has the name and content hash of every suite of `accuracy`."""
 
     source: Source
     summary: SummaryRow
@@ -79,12 +79,12 @@ class Entry:
 
     @property
     def machine(self) -> str:
-        """What the latency was measured with."""
+        """Machine and protocol of the latency."""
         return self.source.machine
 
     @property
     def run(self) -> str:
-        """The run's name behind the report's letter."""
+        """The report's letter and the run's name."""
         return f"{self.source.letter} {self.summary.run}".strip()
 
     @property
@@ -94,22 +94,22 @@ class Entry:
 
     @property
     def outside(self) -> list[str]:
-        """Suites of unseen domains."""
+        """Names of the suites of unseen domains."""
         return [suite for suite in self.accuracy if suite.startswith("ood:")]
 
 
 def write_comparison(paths: Sequence[Path], folder: Path, *, overwrite: bool = False) -> Path:
-    """Compare the stored reports of `paths`, without measuring anything, and return comparison.html.
+    """Write a comparison of the stored reports of `paths`, without measuring, and return the path of comparison.html.
 
     Args:
-        paths: report folders, or run folders, whose newest report is taken.
-        folder: gets comparison.html and comparison.md; with `overwrite` in place of an earlier comparison.
+        paths: report folders, or run folders, of which the newest report is used.
+        folder: for comparison.html and comparison.md; `overwrite` replaces an earlier comparison.
 
     Raises:
-        EdgekdError: no report, a damaged one, or `folder` holds something.
+        EdgekdError: there is no report, a report is damaged, or `folder` is not empty.
     """
     if not paths:
-        hint = "Name report folders, or runs that were benchmarked."
+        hint = "Give report folders, or runs that were benchmarked."
         raise EdgekdError("There is no report to show.", hint)
     with publishing(folder, COMPARISON, overwrite=overwrite) as scratch:
         page = comparison(read_sources(paths))
@@ -119,11 +119,11 @@ def write_comparison(paths: Sequence[Path], folder: Path, *, overwrite: bool = F
 
 
 def read_sources(paths: Sequence[Path]) -> list[Source]:
-    """Load the reports in these folders; one that is missing, damaged or named twice is an `EdgekdError`."""
+    """Load the reports in these folders; a missing, damaged or repeated one is an `EdgekdError`."""
     folders = [report_folder(path) for path in paths]
     for path, folder in zip(paths, folders, strict=True):
         if [one.resolve() for one in folders].count(folder.resolve()) > 1:
-            raise EdgekdError(f"The report in {path} is named twice.", "Name each report once.")
+            raise EdgekdError(f"The report in {path} is given twice.", "Give each report once.")
     letters = [""]
     if len(folders) > 1:
         letters = [chr(ord("A") + n) if n < 26 else f"A{n}" for n in range(len(folders))]
@@ -131,7 +131,7 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
 
 
 def entries(sources: Sequence[Source]) -> list[Entry]:
-    """Return every subject of every report; a teacher with identical logits on the same images once."""
+    """Return every subject of every report; a teacher with identical logits on the same images is listed once."""
     result: list[Entry] = []
     teachers: set[tuple[str, ...]] = set()
     for source in sources:
@@ -150,7 +150,7 @@ def entries(sources: Sequence[Source]) -> list[Entry]:
 
 
 def _fingerprint(raw: RawResults, run: str, suite: str) -> str:
-    """Return a hash of a suite's images, their order, labels and classes."""
+    """Return a hash of a suite's images with their order, labels and classes."""
     names = "\0".join([*raw.ids(run, suite), *raw.classes(run, suite)])
     return _digest(names.encode() + raw.labels(run, suite).astype("<i8").tobytes())
 
@@ -160,7 +160,7 @@ def _digest(data: bytes) -> str:
 
 
 def groups(all_entries: Sequence[Entry], by: str) -> list[list[Entry]]:
-    """Return entries that agree in `images` or in `machine`, in the order of their first appearance."""
+    """Return groups of entries with the same `images` or `machine` (`by`), in order of first appearance."""
     grouped: dict[object, list[Entry]] = {}
     for entry in all_entries:
         grouped.setdefault(getattr(entry, by), []).append(entry)
@@ -168,7 +168,7 @@ def groups(all_entries: Sequence[Entry], by: str) -> list[list[Entry]]:
 
 
 def merged(group: Sequence[Entry]) -> Report:
-    """Return one report of these entries alone, each under the name of its own run with its report's letter."""
+    """Return one report with only these entries, each under its report's letter and its run's name."""
     first = group[0].source.report
     rows: dict[str, Any] = {name: () for name, value in first if isinstance(value, tuple)}
     rows["suites"] = tuple(row for row in first.suites if row.suite in group[0].accuracy)
@@ -181,13 +181,13 @@ def merged(group: Sequence[Entry]) -> Report:
 
 
 def reference(group: Sequence[Entry]) -> Entry:
-    """Return the entry that the others are compared with: the first exported file, else student, else the first."""
+    """Return the reference entry: the first exported file, else the first student, else the first entry."""
     order = ("artifact", "torch", "teacher")
     return min(group, key=lambda entry: order.index(entry.summary.kind))
 
 
 def against(entry: Entry, other: Entry) -> Difference:
-    """Return accuracy of `entry` minus that of `other` on the unseen domains (else on all suites), paired."""
+    """Return the paired accuracy difference `entry` minus `other` on the unseen domains (else on all suites)."""
 
     def correct(one: Entry, suite: str) -> NDArray[np.bool_]:
         raw, who = one.source.raw, one.summary.who
@@ -198,7 +198,7 @@ def against(entry: Entry, other: Entry) -> Difference:
 
 
 def differences(sources: Sequence[Source], all_entries: Sequence[Entry]) -> Iterator[str]:
-    """Yield the differences that limit the comparison of these reports, one sentence each."""
+    """Yield one sentence for each difference that limits the comparison of these reports."""
     contents: dict[str, dict[str, dict[str, None]]] = {}
     for entry in all_entries:
         for suite, content in entry.images:
@@ -207,10 +207,10 @@ def differences(sources: Sequence[Source], all_entries: Sequence[Entry]) -> Iter
     for suite, users_of in contents.items():
         if len(users_of) > 1:
             parts = " and ".join(", ".join(users) for users in users_of.values())
-            yield f"{suite} is not the same images in {parts}: their accuracies are in separate tables."
+            yield f"The images of {suite} differ between {parts}, so their accuracies are in separate tables."
     only = [suite for suite in contents if any(suite not in one.accuracy for one in all_entries)]
     if only:
-        yield f"Not everyone was measured on {', '.join(only)}: means over other suites are not compared."
+        yield f"Not all were measured on {', '.join(only)}, so means over different suites are not compared."
     machines: dict[str, list[str]] = {}
     for source in sources:
         machines.setdefault(source.machine, []).append(source.letter or source.name)
@@ -225,8 +225,8 @@ def differences(sources: Sequence[Source], all_entries: Sequence[Entry]) -> Iter
             yield f"Versions of {package} differ: {', '.join(each)}."
     if len(sources) > 1:
         yield (
-            "The reports were measured at different times: what the machine did then is part of their latencies. "
-            "For a ratio with an interval measure two files in turns: edgekd benchmark A B --compare."
+            "The reports were measured at different times, so other load on the machine may affect their latencies. "
+            "For a ratio with an interval, measure two files together: edgekd benchmark A B --compare."
         )
 
 
@@ -235,8 +235,8 @@ class Robustness:
     """Effective robustness of a group of entries.
 
     Attributes:
-        lines: suite → slope and intercept of its line, and R², the share of the spread of log-odds that it explains.
-        models: names of the entries whose accuracies the lines go through.
+        lines: suite → slope, intercept and R² (explained share of the variance of log-odds) of its line.
+        models: names of the entries to which the lines are fitted.
         beyond: for each entry of the group, suite → accuracy minus the line's prediction, 0–1.
     """
 
@@ -246,16 +246,16 @@ class Robustness:
 
 
 def log_odds(row: AccuracyRow) -> float:
-    """Return the log-odds of top-1; none or all right counts as half an image more or less."""
+    """Return the log-odds of top-1, clipped to half an image from 0 and 1."""
     inside = np.clip(row.top1, 0.5 / row.n, 1 - 0.5 / row.n)
     return float(np.log(inside / (1 - inside)))
 
 
 def effective_robustness(group: Sequence[Entry]) -> Robustness | str:
-    """Return the effective robustness of entries that were measured on the same images, or why there is none.
+    """Return the effective robustness of entries measured on the same images, or the reason why there is none.
 
-    The lines go through one entry for each student: the torch student, or an exported file where that was not
-    measured. Teachers learned from other data, so they are compared with the line and do not shape it.
+    The lines are fitted to one entry per student: the torch student or, if it was not measured, an exported file.
+    Teachers were trained on other data, so they are compared with the lines but not used to fit them.
     """
     suites = group[0].outside
     students: dict[tuple[str, str], Entry] = {}
@@ -265,13 +265,11 @@ def effective_robustness(group: Sequence[Entry]) -> Robustness | str:
                 students.setdefault((entry.source.letter, entry.summary.run), entry)
     fitted = list(students.values())
     if not suites or any("id" not in entry.accuracy for entry in group):
-        return "these images are not both in and out of domain"
+        return "there are no suites both in and out of domain"
     if len(fitted) < _LEAST:
-        return (
-            f"it takes {_LEAST} students on the same images for a line, and there are {len(fitted)}"
-        )
+        return f"a line needs {_LEAST} students on the same images, and there are {len(fitted)}"
     if len({entry.accuracy["id"].top1 for entry in fitted}) < 2:
-        return "all students are equally accurate in domain, so no line can be drawn"
+        return "all students have the same accuracy in domain, so no line can be fitted"
     lines, beyond = {}, tuple[dict[str, float], ...]({} for _ in group)
     for suite in suites:
         x, y = (np.array([log_odds(one.accuracy[s]) for one in fitted]) for s in ("id", suite))
@@ -297,7 +295,7 @@ def comparison(sources: Sequence[Source]) -> Document:
         section("method", "How each number is measured", definitions()),
     )
     title = " against ".join(source.name for source in sources)
-    byline = "From the stored results of each report; nothing was measured again."
+    byline = "From the stored results of the reports, without new measurements."
     return Document("comparison", title, byline, sections)
 
 
@@ -322,7 +320,7 @@ def _reports(sources: Sequence[Source]) -> Item:
 
 
 def _accuracy(group: Sequence[Entry]) -> Iterator[Item]:
-    """Yield what entries with the same images have in common: table, differences, bars, effective robustness."""
+    """Yield table, differences, bars and effective robustness of entries with the same images."""
     report = merged(group)
     images = ", ".join(f"{suite} n = {row.n:,}" for suite, row in group[0].accuracy.items())
     yield Text(f"On the same images: {images}.")
@@ -342,12 +340,12 @@ def _changes(group: Sequence[Entry], base: Entry) -> Item:
         for entry in group
         if entry is not base
     ]
-    note = "Accuracy minus the reference's on the same images; positive is better. Paired bootstrap, McNemar p."
+    note = "Accuracy minus the reference's on the same images. Positive: better. Paired bootstrap, McNemar p."
     return table(f"Against {base.name}", cells, note=note)
 
 
 def _robustness(group: Sequence[Entry]) -> Item:
-    """Return effective robustness as a table with its lines, or why it cannot be computed."""
+    """Return the table of effective robustness with its lines, or the reason why it cannot be computed."""
     result = effective_robustness(group)
     if isinstance(result, str):
         return Text(f"Effective robustness cannot be computed: {result}.", tone="quiet")
@@ -356,9 +354,9 @@ def _robustness(group: Sequence[Entry]) -> Item:
         for suite, (slope, intercept, r2) in result.lines.items()
     )
     note = (
-        f"Accuracy beyond the line through {len(result.models)} students ({', '.join(result.models)}) between the "
-        f"log-odds of accuracy in and out of domain (Taori et al. 2020). {lines}. Through so few models a line is "
-        "rough: it has no interval, and the students that shape it lie near it."
+        f"Accuracy minus the prediction of a line fitted to {len(result.models)} students ({', '.join(result.models)}) "
+        f"in log-odds of accuracy in and out of domain (Taori et al. 2020). {lines}. A line through few models is "
+        "imprecise: it has no interval, and the fitted students lie near it."
     )
     cells = []
     for entry, beyond in zip(group, result.beyond, strict=True):

@@ -1,4 +1,4 @@
-"""Build the document of a report: answers, gates, tables, charts, and provenance."""
+"""Build the document of a report: summary, gates, tables, charts, and provenance."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from edgekd.benchmark.results.storage import RawResults
 from edgekd.benchmark.subjects import Suite
 
 _MOST_SUITES = 24
-"""Maximum number of suites in the bar chart, those with the lowest accuracy."""
+"""Maximum number of suites in the bar chart; it shows those with the lowest accuracy."""
 _OWN_TABLES = ("corruption", "cue-conflict", "vocabulary")
 _POINTS = (
-    "Hollow: in domain. Filled: mean over the unseen domains, or else over the adapted ones. Horizontal line: 95 % "
-    "interval of p50. Dashed: files that no other beats in both. Square: teacher, diamond: torch student, circle: "
-    "exported file. Pale points were measured as background only. An arrow gives the value of a point beyond the axis."
+    "Hollow: in domain. Filled: mean over the unseen domains, else over the adapted ones. Horizontal line: 95 % "
+    "interval of p50. Dashed: Pareto front of the files. Square: teacher, diamond: torch student, circle: "
+    "exported file. Pale: measured briefly as background. Arrow: value of a point outside the axis."
 )
 _SAMPLES = (
-    "Left: how often which latency occurred; the shortest bars are drawn taller so that outliers can be seen. Right: "
-    "samples in the order measured; of more than 120, lines from minimum to maximum with a point at the median."
+    "Left: histogram of latencies; the shortest bars are drawn taller to make outliers visible. Right: samples in "
+    "measured order; with more than 120 samples, lines from minimum to maximum with a point at the median."
 )
 _RELIABILITY = (
-    "Bars: accuracy of the images with that confidence. Hatched: the gap between accuracy and mean confidence, which "
-    "ECE weighs by images. On the diagonal, confidence equals accuracy."
+    "Bars: accuracy of the images with that confidence. Hatched: gap between accuracy and mean confidence; ECE is its "
+    "mean over images. Diagonal: confidence equals accuracy."
 )
 
 
@@ -50,7 +50,7 @@ def document(
     points = points_of(report) if raw else []
     latency = [*latency_items(report, points, raw.samples if raw else None)]
     if not any(row.energy for row in report.latency):
-        latency.append(Text("Energy: n/a, no sensor was declared (--energy).", tone="quiet"))
+        latency.append(Text("Energy: n/a, since no sensor was given (--energy).", tone="quiet"))
     sections = (
         section("answers", "Answers", answers(report), tone=verdict(report)[0]),
         section("gates", "Gates", _gates(report)),
@@ -78,13 +78,13 @@ def _gates(report: Report) -> Iterator[Item]:
     yield tables.gates(report.gates)
     if not report.gates:
         yield Text(
-            'A gate fails the command if a number exceeds its limit: --gate "p90_ms<=20" --gate "ood_avg_drop<=1.5".',
+            'The command fails if a metric exceeds a limit: --gate "p90_ms<=20" --gate "ood_avg_drop<=1.5".',
             tone="quiet",
         )
 
 
 def points_of(report: Report) -> list[Point]:
-    """Return the subjects of a report as points of a chart, all teachers in one colour, the others in turn."""
+    """Return the subjects of a report as points of a chart. All teachers share one colour."""
     numbers = iter(range(len(report.listed)))
     return [
         Point(
@@ -142,7 +142,7 @@ def suite_items(report: Report) -> Iterator[Item]:
         caption = "Line: Wilson 95 % interval."
         yield Figure("Top-1 on every suite", described, draw, caption, legend=legend)
     if left := len(set(names) - chosen):
-        yield Text(f"{left} suites with higher accuracies are in the tables only.", tone="quiet")
+        yield Text(f"The tables show {left} more suites with higher accuracies.", tone="quiet")
     yield tables.by_suite(report)
     yield tables.every_suite(report)
     yield from tables.corruptions(report)
@@ -167,7 +167,7 @@ def _calibration(report: Report, points: Sequence[Point], raw: RawResults | None
 
 
 def _pooled(raw: RawResults, row: SummaryRow, suites: Sequence[str]) -> Reliability:
-    """Return the reliability over all images of several suites, whose classes may differ."""
+    """Return the reliability diagram over all images of several suites, whose classes may differ."""
     logits = [raw.logits(row.run, row.subject, suite) for suite in suites]
     widest = max(part.shape[1] for part in logits)
     padded = [
@@ -183,10 +183,10 @@ def latency_items(
     points: Sequence[Point],
     samples: Callable[[str, str], charts.Samples] | None,
 ) -> Iterator[Item]:
-    """Yield charts of every sample of these points, and the tables of all latencies.
+    """Yield charts of the latency samples of these points, and the tables of all latencies.
 
     Args:
-        samples: run, subject → samples in ms in the order measured, one array a process.
+        samples: (run, subject) → samples in ms in measured order, one array per process.
     """
     for point in points if samples else ():
         assert samples is not None

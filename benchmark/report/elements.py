@@ -26,7 +26,7 @@ def printable(text: object) -> str:
 
 
 class Cell(str):
-    """A cell with a `tone`: `good`, `bad`, `why` (a sentence in place of a number), or a shade such as `r3`, `w10`."""
+    """A cell with a `tone`: `good`, `bad`, `why` (a reason for a missing value), or a shade such as `r3`, `w10`."""
 
     tone: str
 
@@ -39,14 +39,14 @@ class Cell(str):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text cells; the first `heads` cells of a row name it.
+    """Rows of text cells; the first `heads` cells of a row are its header.
 
     Attributes:
-        lead: positions of the columns that decide; the others are shown on request. Empty: all are shown.
-        words: cells are words, not numbers.
-        folded: the whole table is shown on request.
-        matrix: narrow cells with shades and upright headings.
-        console: the console shows it too, with its leading columns.
+        lead: indices of the columns that are always shown; the others are shown on request. Empty: all are shown.
+        words: whether cells are words instead of numbers.
+        folded: whether the whole table is shown on request.
+        matrix: whether to use narrow, shaded cells and vertical headings.
+        console: whether the console shows the table, with its leading columns.
     """
 
     title: str
@@ -62,7 +62,7 @@ class Table:
 
     @property
     def leading(self) -> Table:
-        """The table with its leading columns only."""
+        """The table with only its leading columns."""
         if not self.lead:
             return self
         rows = tuple(tuple(row[n] for n in self.lead) for row in self.rows)
@@ -87,10 +87,10 @@ class Figure:
     """A matplotlib figure for the HTML page.
 
     Attributes:
-        description: what it shows, in words.
-        draw: width in pixels of the page → the drawing.
-        widths: one stands beside others where there is room; of two the page shows the one that fits.
-        legend: names with their colours (keys of the charts' palettes).
+        description: text description of the figure.
+        draw: function from width in CSS pixels to the figure.
+        widths: one width for figures in a row, or two, of which the page shows the one that fits.
+        legend: names and colours (keys of the charts' palettes).
     """
 
     title: str
@@ -103,7 +103,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as a `data:` address (empty where it cannot be shown), with what it shows."""
+    """An image as a `data:` URL (empty if it cannot be shown), with its name and caption lines."""
 
     address: str
     name: str
@@ -112,7 +112,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Small images side by side."""
+    """A gallery of small images."""
 
     title: str
     pictures: tuple[Picture, ...]
@@ -124,7 +124,7 @@ Item = Table | Text | Figure | Gallery
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and its items; `tone` colours the verdict."""
+    """A heading and its items; `tone` sets the colour."""
 
     key: str
     title: str
@@ -144,13 +144,13 @@ class Document:
 
 
 def section(key: str, title: str, items: Iterable[Item], tone: str = "") -> Section:
-    """Return a section of these items without the tables that have no row."""
+    """Return a section of these items without empty tables."""
     filled = (item for item in items if not isinstance(item, Table) or item.rows)
     return Section(key, title, tuple(filled), tone)
 
 
 def shown(row: BaseModel | None, keys: str) -> Cells:
-    """Return the fields `keys` of a row under the headings of their metrics; a `*` stands for all metrics not named."""
+    """Return heading → text of the fields `keys` of a row; `*` stands for all other metrics."""
     if row is None:
         return {}
     metrics, names = metrics_of(type(row)), keys.split()
@@ -167,13 +167,13 @@ def shown(row: BaseModel | None, keys: str) -> Cells:
 
 
 def facts(values: Mapping[str, object], *hidden: str) -> list[Cells]:
-    """Return named facts as the rows of a table, without the `hidden` ones."""
+    """Return facts as rows of a table, without the `hidden` ones."""
     found = {key: value for key, value in values.items() if key not in hidden}
     return [{"what": key.replace("_", " "), "value": words(found[key])} for key in found]
 
 
 def words(value: object) -> str:
-    """Return a fact as text: lists cut after twelve, floats with four digits."""
+    """Return a fact as text: lists with at most twelve items, floats with four digits."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -187,7 +187,7 @@ def words(value: object) -> str:
 
 
 def table(title: str, rows: Iterable[Cells], lead: int = 0, **options: Any) -> Table:
-    """Return a table of rows without the columns that have no value; the first `lead` columns decide (0: all)."""
+    """Return a table of rows without empty columns; the first `lead` columns are leading ones (0: all)."""
     found = list(rows)
     names = list(dict.fromkeys(name for row in found for name in row))
     heads = names[: options.get("heads", 1)]

@@ -27,14 +27,14 @@ _THUMBNAIL_PX = 112
 BUDGET_BYTES = 120_000
 """Maximum total size of the thumbnails of a report."""
 _MATRIX_CLASSES = 16
-"""Larger matrices are cut to the classes with the most errors; the others share a column."""
+"""Maximum number of classes in the matrix, those with the most errors; the others share a column."""
 
 
 def failure_items(raw: RawResults, suites: Sequence[Suite] = ()) -> Iterator[Item]:
-    """Yield confusion matrix, confusions and most confident errors of each run's lowest top-1 on unseen domains.
+    """Yield confusion matrix, confusions and most confident errors for each run's lowest top-1 on unseen domains.
 
-    Of any file, or of the torch student where there is none. Without unseen domains the ID suite is taken. Corrupted
-    and cue-conflict images have tables of their own. Images of `suites` may be shown.
+    The subject is a file, or the torch student if there is no file. Without unseen domains, the ID suite is used.
+    Corrupted and cue-conflict images have separate tables. Images of `suites` may be shown.
     """
     rows = [row for run in raw.report.runs if (row := _worst(raw.report, run)) is not None]
     for row in rows:
@@ -47,7 +47,7 @@ def failure_items(raw: RawResults, suites: Sequence[Suite] = ()) -> Iterator[Ite
         yield _confusions(classes, confusion)
         errors = _pictures(raw, row, suites, BUDGET_BYTES // len(rows))
         if pictures := tuple(islice(errors, _ERRORS)):
-            note = "At most two of each kind; the percentage is the confidence in the wrong class."
+            note = "At most two of each kind, with the confidence in the wrong class."
             yield Gallery("Most confident errors", pictures, note)
 
 
@@ -86,7 +86,7 @@ def _pictures(
 
 
 def _thumbnail(suite: Suite, place: int) -> str:
-    """Return a thumbnail, "" for an image that can no longer be read: the measurement is complete without it."""
+    """Return a thumbnail, or "" for an image that can no longer be read, since the report can do without it."""
     try:
         return jpeg_address(suite.images.read(int(suite.indices[place]), draft=_THUMBNAIL_PX))
     except (UnreadableImage, EdgekdError):
@@ -94,7 +94,7 @@ def _thumbnail(suite: Suite, place: int) -> str:
 
 
 def jpeg_address(image: Image.Image) -> str:
-    """Return a small JPEG as a `data:` address, from the pixels alone, so that no EXIF of the original is kept."""
+    """Return a small JPEG as a `data:` URL, made only from the pixels, so that it has no EXIF data."""
     small = image.copy()
     small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     clean = Image.new("RGB", small.size)

@@ -51,7 +51,7 @@ def _markdown(*sections: Section) -> Markup:
 
 
 def _of_run(report: Report, run: str) -> Report:
-    """Return the report with one run's rows only."""
+    """Return the report with only one run's rows."""
     whole = ("notes", "suites", "comparisons", "speed")
     own: dict[str, Any] = {
         name: tuple(row for row in rows if row.run == run)
@@ -67,7 +67,7 @@ def _of_run(report: Report, run: str) -> Report:
 def _front(report: Report) -> str:
     """Return the front matter in the form of the hub's model card specification.
 
-    Strings that Markdown would take for markup are written with escapes of YAML, so that their value stays what it is.
+    Characters that Markdown would read as markup are written as YAML escapes, which keeps the values unchanged.
     """
     subjects = report.exported or [row for row in report.summary if row.kind == "torch"]
     formats = {one["format"] for one in report.context["artifacts"]}
@@ -96,7 +96,7 @@ def _front(report: Report) -> str:
 
 
 def _index(report: Report, row: SummaryRow) -> Iterator[dict[str, Any]]:
-    """Yield one result for each suite, with the very numbers of report.json: fractions 0–1 and milliseconds."""
+    """Yield one result for each suite, with the values of report.json: fractions 0–1 and milliseconds."""
 
     def entry(kind: str, metric: Metric, value: float) -> dict[str, Any]:
         unit = f", {metric.unit}" if metric.unit not in ("", "%") else ""
@@ -110,7 +110,7 @@ def _index(report: Report, row: SummaryRow) -> Iterator[dict[str, Any]]:
             continue
         metrics = [entry(kind, accuracy[key], getattr(own, key)) for key, kind in _TYPES.items()]
         if own.suite == "id":
-            # The hub has no place for a latency outside a data set; these images are what it was measured on.
+            # The hub only stores latencies with a data set, so use the images that were timed.
             metrics += [entry("latency", latency[key], getattr(time, key)) for key in _CLOCK]
         data, split = printable(suite.data), printable(own.suite)
         yield {
@@ -136,7 +136,7 @@ def _latency(report: Report) -> Iterator[Item]:
 
 
 def _use(report: Report) -> dict[str, Any] | None:
-    """Return input and code of an example that runs the first ONNX file, one that takes pixels where there is one."""
+    """Return input and code of an example with the first ONNX file, preferably one with uint8 input."""
     onnx = [one for one in report.context["artifacts"] if one["format"] == "onnx"]
     if not onnx:
         return None

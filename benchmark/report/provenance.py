@@ -18,19 +18,19 @@ QUICK_MARK = "QUICK – indicative only"
 _STATE = {"load_average": "", "cpu_mhz": " MHz", "temperature_c": " °C", "throttle_count": "", "throttle_flags": "",
           "power_mode": ""}  # fmt: skip
 _METHOD = {
-    "Accuracy": "Every image is read once and prepared by each subject's own preprocessing. A model that has more "
-    "classes than a suite is restricted to the suite's. Means over suites are unweighted. OOD images take no part in "
-    "any fit.",
-    "Unknown images": "Both scores are of the logits as the subject returns them, without temperature. Known images "
-    "are the in-domain test images of the named suite.",
-    "Inside the clock": "One call of the model with one RGB uint8 image that is ready in memory, until its logits "
-    "are in memory. Normalisation is in the graph, or in numpy ahead of a file with float input. Single stream, batch "
-    "1, real images in rotation.",
-    "Background (†)": "Teacher and torch student are timed briefly inside the calling process, for context: not "
-    "comparable with a file.",
-    "Energy": "Only a declared sensor is read, between blocks, never inside the clock.",
-    "Placement": "The provider that ran each node, as the runtime reports it. A file of which a part ran on another "
-    "provider than requested gets no report.",
+    "Accuracy": "Every image is read once, with each subject's own preprocessing. If a model has more classes than a "
+    "suite, its predictions are restricted to those of the suite. Means over suites are unweighted. OOD images are not "
+    "used in any fit.",
+    "Unknown images": "Both scores are computed from the subject's logits without temperature. Known images are the "
+    "in-domain test images of the given suite.",
+    "Inside the clock": "One call of the model, from one RGB uint8 image in memory to its logits in memory. "
+    "Normalisation is part of the graph, or done in numpy for files with float input. Single stream, batch 1, real "
+    "images in rotation.",
+    "Background (†)": "The teacher and the torch student are timed briefly in the calling process, for context. They "
+    "are not comparable with a file.",
+    "Energy": "Only the given sensor is read, between blocks, never inside the clock.",
+    "Placement": "The provider that ran each node, as reported by the runtime. There is no report if a part of a file "
+    "ran on another provider than requested.",
 }
 _DEFINED: tuple[type[BaseModel], ...] = (
     rows.AccuracyRow, rows.SummaryRow, schema.GainRow, rows.CorruptionRow, rows.CueConflictRow, rows.VocabularyRow,
@@ -39,7 +39,7 @@ _DEFINED: tuple[type[BaseModel], ...] = (
 
 
 def images(report: Report) -> str:
-    """Return the suites with their numbers of images."""
+    """Return the suites and their numbers of images."""
     hidden = report.families("corruption", "val")
     texts = dict.fromkeys(
         f"{row.suite} n = {row.n:,}{f' ({row.run})' if row.run else ''}"
@@ -67,7 +67,7 @@ def machine_line(report: Report) -> str:
 
 
 def latency_rule(report: Report) -> str:
-    """Return the protocol of this report's files, with its numbers."""
+    """Return the latency protocol of this report with its parameters."""
     rule = report.protocol["latency"]
     counts = sorted({row.threads for row in report.latency if not mark(row)}, key=str)
     threads = ", ".join("the runtime's default" if n is None else str(n) for n in counts)
@@ -76,7 +76,7 @@ def latency_rule(report: Report) -> str:
         where = f"each of {rule['processes']} fresh processes"
     return (
         f"Latency: single stream, batch 1, warm-up of at least {rule['warmup_runs']} runs and {rule['warmup_s']:g} s, "
-        f"then at least {rule['runs']} runs and {rule['seconds']:g} s in {where}, no sample left out; "
+        f"then at least {rule['runs']} runs and {rule['seconds']:g} s in {where}, with all samples; "
         f"threads: {threads or NONE}."
     )
 
@@ -130,7 +130,7 @@ def _parity(report: Report) -> Table:
                 "runs on": providers.get((one["run"], one["name"]), NONE),
             }
         )
-    return table("Parity", cells, note="Against the torch student, at export, on real images.")
+    return table("Parity", cells, note="Compared with the torch student on real images at export.")
 
 
 def _machine(title: str, env: dict[str, Any]) -> Table:
@@ -146,9 +146,11 @@ def _machine(title: str, env: dict[str, Any]) -> Table:
 
 
 def _device(one: dict[str, Any]) -> Iterator[Item]:
-    """Yield facts of a device that ran files; emulation is named."""
+    """Yield facts about a device that ran files, including whether it is emulated."""
     if one["emulated"]:
-        text = f"Device {one['device']} is an emulation: its times are not those of a device."
+        text = (
+            f"Device {one['device']} is emulated, so its latencies are not those of a real device."
+        )
         yield Text(text, tone="note", console=True)
     yield _machine(f"Device {one['device']}", one)
     cells: list[Cells] = [
@@ -161,21 +163,21 @@ def _device(one: dict[str, Any]) -> Iterator[Item]:
         for name, check in one["artifacts"].items()
     ]
     note = (
-        "Against the same file on this machine, where its runtime is here, and pixels prepared here. Engines are "
-        "built before anything is timed."
+        "Compared with pixels prepared on this machine and, if its runtime is installed, with the same file here. "
+        "Engines are built before timing."
     )
     yield table(f"Files on {one['device']}", cells, note=note)
 
 
 def most_frequent(kinds: dict[str, int], at_most: int = 6) -> str:
-    """Return the most frequent kinds with their counts, and how many kinds more."""
+    """Return the most frequent kinds with their counts, and the number of other kinds."""
     ordered = sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))
     more = f" and {len(ordered) - at_most} more kinds" if len(ordered) > at_most else ""
     return ", ".join(f"{kind} {count}" for kind, count in ordered[:at_most]) + more
 
 
 def method(report: Report) -> Iterator[Item]:
-    """Yield the definition of every number, the protocol, and where to find the data."""
+    """Yield the definition of every metric, the protocol, and the files with the data."""
     yield from definitions()
     own, background = report.protocol["latency"], report.protocol["latency_context"]
     files = f"files ({own['name']})"
@@ -194,7 +196,7 @@ def method(report: Report) -> Iterator[Item]:
 
 
 def definitions() -> list[Text]:
-    """Return name and definition of every metric, and how the measurement was done."""
+    """Return name and definition of every metric, and the measurement method."""
     formulas: dict[str, str] = {}
     for metric in (metric for row in _DEFINED for metric in metrics_of(row).values()):
         if metric.formula:

@@ -34,7 +34,7 @@ _LEVELS = {"ood_avg": "out of domain", "adapted_avg": "on the adapted domains", 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The file to ship, or the one nearest to the gates where no file passes all of them."""
+    """The file to ship, or the one nearest to the limits if no file passes every gate."""
 
     file: SummaryRow
     passes: bool
@@ -42,11 +42,12 @@ class Recommendation:
 
 
 def recommend(report: Report) -> Recommendation | None:
-    """Choose among the exported files; None where none was measured.
+    """Choose an exported file; return None if none was measured.
 
-    Of the files that pass every gate: the most accurate out of domain (else on the adapted domains, else in domain).
-    A file of the same run without a shown export loss takes its place if it is shown to be faster, or is smaller at no
-    higher p50. Where no file passes: the one with the smallest relative excess over a limit.
+    Among the files that pass every gate, the one with the highest accuracy out of domain (else on the adapted domains,
+    else in domain) is chosen. Another file of the same run without a significant export loss replaces it if it is
+    significantly faster, or smaller at no higher p50. If no file passes, the one with the smallest relative excess over
+    a limit is chosen.
     """
     files = report.exported
     if not files:
@@ -78,17 +79,17 @@ def recommend(report: Report) -> Recommendation | None:
 
 
 def file_name(report: Report, row: SummaryRow) -> str:
-    """Return an exported file's name for sentences, with its run before it where the report has several runs."""
+    """Return an exported file's name for sentences, after its run's name if the report has several runs."""
     return f"{row.run}/{row.subject}" if len(report.runs) > 1 else row.subject
 
 
 def accuracy(row: SummaryRow) -> float:
-    """Return the accuracy that the choice goes by, 0–1; -1 where none was measured."""
+    """Return the accuracy used for the choice, 0–1, or -1 if none was measured."""
     return next((v for key in _LEVELS if (v := getattr(row, key)) is not None), -1.0)
 
 
 def pareto(report: Report) -> list[SummaryRow]:
-    """Return the files that no other beats: none is as accurate, as fast (p50) and as small, and better in one."""
+    """Return the Pareto front of the files by accuracy, p50 and size."""
 
     def point(row: SummaryRow) -> tuple[float, float, float]:
         size_mb = math.inf if row.size_mb is None else row.size_mb
@@ -98,7 +99,7 @@ def pareto(report: Report) -> list[SummaryRow]:
 
 
 def verdict(report: Report) -> tuple[Literal["passed", "failed", "none"], str]:
-    """Return the state of the gates, and a headline."""
+    """Return the state of the gates and a headline."""
     total, failed = len(report.gates), sum(not gate.passed for gate in report.gates)
     noun = "gate" if total == 1 else "gates"
     if not total:
@@ -151,7 +152,7 @@ def files_table(report: Report) -> Table:
 
 
 def print_choice(report: Report, left_out: Iterable[tuple[str, str]]) -> None:
-    """Print which file to ship, the files to choose from, and what was not measured and why, on standard output."""
+    """Print the recommended file, all files, and the reasons for files that were left out, on standard output."""
     files = replace(files_table(report), console=True)
     notes = (Text(why, f"left out: {what}", console=True) for what, why in left_out)
     section = Section("choice", "", (ship(report), files, *notes))
@@ -159,7 +160,7 @@ def print_choice(report: Report, left_out: Iterable[tuple[str, str]]) -> None:
 
 
 def check_recommendation(report: Report) -> None:
-    """Raise `GateFailed`, which names the nearest file, where none passes every gate."""
+    """Raise `GateFailed` with the nearest file if no file passes every gate."""
     best = recommend(report)
     if best is not None and not best.passes:
         raise GateFailed(
@@ -173,7 +174,7 @@ def _failed(report: Report, row: SummaryRow) -> list[GateRow]:
 
 
 def _excess(gate: GateRow) -> float:
-    """Return how far the value is beyond the limit, relative to the limit; infinite where there is no value."""
+    """Return the excess over the limit relative to the limit; infinite if there is no value."""
     if gate.value is None:
         return math.inf
     return abs(gate.value - gate.limit) / (abs(gate.limit) or 1.0)

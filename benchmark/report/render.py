@@ -79,13 +79,13 @@ def print_document(document: Document) -> None:
 
 
 def escape(text: object) -> str:
-    """Return text as Markdown that renders as this very text, on one line."""
+    """Return text escaped for Markdown, on one line."""
     line = re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", _SPECIAL.sub(r"\\\g<0>", printable(text)))
     return re.sub(r"\bwww\.", r"www\.", _LEADING.sub(r"\\", line))
 
 
 def markdown(document: Document) -> str:
-    """Return a document as Markdown; drawings are left to the page."""
+    """Return a document as Markdown, without figures."""
     title = escape(document.title) + (f" ({document.badge})" if document.badge else "")
     lines = [f"# {title}", "", escape(document.byline), "", *markdown_sections(document.sections)]
     return squeezed(lines)
@@ -97,7 +97,7 @@ def squeezed(lines: Iterable[str]) -> str:
 
 
 def markdown_sections(sections: Iterable[Section]) -> Iterator[str]:
-    """Yield the lines of sections; one that holds drawings alone has none."""
+    """Yield the lines of sections, without sections that only have figures."""
     for one in sections:
         lines = [line for item in one.items for line in _markdown_item(item)]
         if lines:
@@ -127,7 +127,7 @@ def _markdown_item(item: Item) -> Iterator[str]:
 
 
 def templates() -> Environment:
-    """Return the reports' templates; in HTML whatever is not markup of our own is escaped."""
+    """Return the Jinja environment of the report templates, with autoescaping in HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
     from markupsafe import Markup
 
@@ -144,7 +144,7 @@ def templates() -> Environment:
 
 
 def html(document: Document) -> str:
-    """Return a document as HTML for light, dark, phone and paper."""
+    """Return a document as HTML with styles for light and dark mode, phones and print."""
     from markupsafe import Markup
 
     keys = itertools.count()
@@ -165,7 +165,7 @@ def html(document: Document) -> str:
 
 
 def _groups(items: Sequence[Item]) -> list[tuple[str, list[Item]]]:
-    """Group neighbours: entries of a list, figures side by side, and everything else."""
+    """Group consecutive items: list entries, figures in a row, and everything else."""
 
     def group(item: Item) -> str:
         if isinstance(item, Text) and item.label:

@@ -1,6 +1,6 @@
-"""The sentences of a report: the answers on top, and notes on what must not be overlooked.
+"""The text of a report: the summary at the top, and the notes on limitations of the measurements.
 
-Nothing is called a difference whose 95 % interval includes zero.
+A difference is only claimed if its 95 % interval excludes zero.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from edgekd.targets.feed import resizes
 from edgekd.targets.timing.speed import LOADED, in_words, reason_to_withhold
 
 _PLACES = {"adapted": "on the adapted domains", "ood": "out of domain", "id": "in domain"}
-"""Where a gain was measured → in words, in the order in which gains are listed."""
+"""Kind of images on which a gain was measured → text, in the order of the list of gains."""
 _THROTTLE_FLAGS = (
     "under-voltage",
     "a capped frequency",
     "throttling",
     "the soft temperature limit",
 )
-"""Bits of `vcgencmd get_throttled` for now; the same 16 higher: since the system's start (Raspberry Pi's manual)."""
+"""Bits 0–3 of `vcgencmd get_throttled`: the present state. Bits 16–19: since boot (Raspberry Pi's manual)."""
 
 
 def answers(report: Report) -> list[Text]:
-    """Return one answer to each question of a reader, the most important first."""
+    """Return one summary text per topic, the most important first."""
     best = recommend(report)
     file = best.file if best and best.passes else max(report.exported, key=accuracy, default=None)
     bodies = {
@@ -64,7 +64,7 @@ def _gain(report: Report, cause: str, file: SummaryRow | None) -> str:
 
 
 def _change(change: Difference, kind: Literal["points", "loss"]) -> str:
-    """Return a gain in signed points, or a loss as such, with its interval; no claim where that includes zero."""
+    """Return a gain in signed points, or a loss, with its interval; make no claim if the interval includes zero."""
     low, high = change.ci95
     interval = f"[{points(low)}, {points(high)}]"
     if low == high == 0:
@@ -91,14 +91,14 @@ def _speed(report: Report, file: SummaryRow) -> str:
     low, high = (ms(end) for end in time.p50_ci95_ms)
     where = f"{env['cpu']}, {in_cores(env['usable_cores'])}" if time.device == HERE else time.device
     text = f"{file_name(report, file)}: p50 {ms(time.p50_ms)} ms [{low}, {high}], p90 {ms(time.p90_ms)} ms on {where}"
-    # The ratio (0, 0) leaves the reasons against the latency itself.
+    # With the ratio (0, 0), only doubts about the latency itself remain.
     doubt = reason_to_withhold([time.timing], (0.0, 0.0), load_of(env, time.device))
     text += f"; indicative only, since {doubt}" if doubt else ""
     return f"{text}. {_against_fp32(report, file)}".rstrip()
 
 
 def _against_fp32(report: Report, row: SummaryRow) -> str:
-    """Compare with the FP32 file of the same run on the same device, of the same runtime where there is one."""
+    """Compare with the FP32 file of the same run on the same device, preferably of the same runtime."""
     mine = report.time(row)
     others = [
         other
@@ -116,24 +116,26 @@ def _against_fp32(report: Report, row: SummaryRow) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """Return INT8 slower than FP32, unsettled measurements, what a latency leaves out, throttling, a busy machine."""
+    """Return notes on slow INT8, unsettled or incomplete measurements, steps not timed, throttling and other load."""
     texts = list(_slower_int8(report))
     for row in report.exported_latency:
         who = f"{row.run}: {row.subject}"
         if not row.settled:
-            texts.append(f"{who} had not settled when its warm-up ended; its latency may drift.")
+            texts.append(
+                f"{who} had not settled at the end of its warm-up, so its latency may drift."
+            )
         if not row.complete:
             texts.append(
-                f"{who} was stopped at its time limit with {row.n} runs, fewer than the rule."
+                f"{who} reached its time limit after {row.n} runs, fewer than the protocol requires."
             )
     texts += [
-        f"{one['run']}: {one['name']} takes floats; its latencies include making them from the image, in numpy."
+        f"{one['run']}: {one['name']} has float input, and its latencies include normalisation in numpy."
         for one in report.context.get("artifacts", ())
         if takes_floats(one)
     ]
     texts += [
-        f"{one['run']}: {one['name']} resizes inside; its latencies are those of pictures of the student's size, and "
-        "resizing a larger one comes on top."
+        f"{one['run']}: {one['name']} resizes in the graph. Its latencies are for images of the student's size and do "
+        "not include resizing larger images."
         for one in report.context.get("artifacts", ())
         if resizes_inside(one)
     ]
@@ -157,21 +159,25 @@ def _slower_int8(report: Report) -> Iterator[str]:
         speed = report.speed_of(slow, fast)
         if speed is not None and (speed.withheld or speed.ratio >= 1):
             claim = f"{slow.run}: {slow.subject} {in_words(speed, fast.subject)}"
-            yield f"{claim}." if speed.withheld else f"{claim}: here INT8 saves space, not time."
+            yield (
+                f"{claim}."
+                if speed.withheld
+                else f"{claim}: INT8 reduces size but not latency here."
+            )
 
 
 def takes_floats(facts: Mapping[str, Any]) -> bool:
-    """Return whether an exported file, as the report's context describes it, leaves normalisation to the caller."""
+    """Return whether an exported file, described by `facts` of the report's context, needs normalised floats."""
     return any(given["dtype"] == "float32" for given in facts.get("inputs", ()))
 
 
 def resizes_inside(facts: Mapping[str, Any]) -> bool:
-    """Return whether an exported file, as the report's context describes it, takes pictures of any size."""
+    """Return whether an exported file, described by `facts` of the report's context, accepts images of any size."""
     return any(map(resizes, facts.get("inputs", ())))
 
 
 def throttle_notes(environment: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what slowed this machine or a device, or changed its power mode, between `before` and `after`."""
+    """Yield notes on throttling and changed power modes of this machine and of devices during the measurement."""
     yield from _throttled("The processor", environment)
     for facts in environment.get("devices", ()):
         yield from _throttled(f"Device {facts['device']}", facts)
@@ -181,7 +187,7 @@ def _throttled(who: str, facts: Mapping[str, Any]) -> Iterator[str]:
     before, after = facts["before"], facts["after"]
 
     def both(key: str) -> tuple[Any, Any] | None:
-        pair = before.get(key), after.get(key)  # results of older agents lack them
+        pair = before.get(key), after.get(key)  # missing in results of older agents
         return None if None in pair else pair
 
     if (counts := both("throttle_count")) and counts[1] > counts[0]:
@@ -189,12 +195,12 @@ def _throttled(who: str, facts: Mapping[str, Any]) -> Iterator[str]:
         first, last = ("unknown" if one is None else f"{one:g} °C" for one in heat)
         yield (
             f"{who} throttled {counts[1] - counts[0]} times while measuring (temperature {first} before, "
-            f"{last} after): latencies are those of a hot machine."
+            f"{last} after), so its latencies include throttling."
         )
     if flags := both("throttle_flags"):
         start, end = (int(value, 16) for value in flags)
         raised = start | end | (end & ~start) >> 16
         if names := [name for bit, name in enumerate(_THROTTLE_FLAGS) if raised >> bit & 1]:
-            yield f"{who} reports {', '.join(names)} while measuring: latencies are not those of its full speed."
+            yield f"{who} reported {', '.join(names)} while measuring, so its latencies are not at full speed."
     if (modes := both("power_mode")) and modes[0] != modes[1]:
-        yield f"{who} went from power mode {modes[0]} to {modes[1]} while measuring."
+        yield f"{who} changed from power mode {modes[0]} to {modes[1]} while measuring."

@@ -11,28 +11,28 @@ from edgekd.benchmark.results.schema import Comparison, GateRow, Report
 
 CAUSES = {"distillation": "distillation", "unlabelled": "unlabelled images", "run": "another run"}
 MARKED = "†: measured briefly as background, not comparable with a file."
-"""What `mark` means, for the reader."""
+"""Explanation of `mark` in the report."""
 _MOST_COLUMNS = 3
-"""More OOD suites than these are rows of a table of their own, not columns of the main table."""
+"""Maximum number of OOD suites in the main table; more are shown in a separate table."""
 
 
 def mark(row: LatencyRow) -> str:
-    """Return † for a latency that was measured as background only."""
+    """Return † for a latency that was only measured as background."""
     return "†" if row.protocol == "context" else ""
 
 
 def by_subject(report: Report, rows: Iterable[Row], keys: str) -> list[Cells]:
-    """Return the fields `keys` of rows behind the names of their subjects."""
+    """Return the names of the subjects and the fields `keys` of rows."""
     return [{"subject": report.label(row)} | shown(row, keys) for row in rows]
 
 
 def or_reason(text: str, reason: str | None, what: str = "n/a") -> str:
-    """Return text, or in its place the reason why there is no number."""
+    """Return `text`, or the reason for a missing value."""
     return Cell(f"{what}: {reason}", "why") if reason else text
 
 
 def gates(rows: Sequence[GateRow]) -> Table:
-    """Return every gate with its outcome first."""
+    """Return the table of gates, with the outcome in the first column."""
     cells: list[Cells] = [
         {
             "outcome": Cell("✓ passed", "good") if row.passed else Cell("✗ FAILED", "bad"),
@@ -47,7 +47,7 @@ def gates(rows: Sequence[GateRow]) -> Table:
 
 
 def results(report: Report, *, timed: bool = True) -> Table:
-    """Return the main table: a row for each subject, the columns that decide first, with or without latencies."""
+    """Return the main table with a row per subject and the most important columns first; `timed` adds latencies."""
 
     def time(row: SummaryRow, key: str) -> Cells:
         found = report.time(row)
@@ -73,13 +73,13 @@ def results(report: Report, *, timed: bool = True) -> Table:
 
 
 def _outside(report: Report) -> list[str]:
-    """Return the suites besides `id` that a summary has top-1 of."""
+    """Return the suites besides `id` with top-1 in a summary."""
     names = (n for row in report.summary for n in [*(f"ood:{d}" for d in row.ood), *row.apart])
     return list(dict.fromkeys(names))
 
 
 def by_suite(report: Report) -> Table:
-    """Return top-1 with suites as rows and subjects as columns; no rows where the main table has them as columns."""
+    """Return top-1 with suites as rows and subjects as columns; empty if the main table has a column per suite."""
     rows: dict[tuple[str, int], Cells] = {}
     for row in plain(report) if len(_outside(report)) > _MOST_COLUMNS else ():
         cells = rows.setdefault((row.suite, row.n), {"suite": row.suite, "images": f"{row.n:,}"})
@@ -107,24 +107,24 @@ def every_suite(report: Report) -> Table:
 
 
 def changes(report: Report) -> Iterator[Table]:
-    """Yield what each run gained over its baseline, what the export cost, and two files measured in turns."""
+    """Yield the gains of runs over their baselines, the costs of the export, and comparisons of two files."""
     gains = [
         {"subject": report.label(row), "against": row.base_run, "difference": CAUSES[row.cause]}
         | {"on": row.where.upper() if row.where != "adapted" else row.where}
         | shown(row, "n gain")
         for row in report.gains
     ]
-    note = "The same kind of model of both runs on the same images; positive is a gain."
+    note = "Both runs' models of the same kind on the same images. Positive: gain."
     yield table("Gain over the other run", gains, heads=4, note=note)
     costly = [row for row in report.exported if row.quant_cost_id or row.quant_cost_ood]
     keys = "quant_cost_id quant_cost_ood agreement_id agreement_ood"
-    note = "Torch student minus file on the same images; positive is a loss."
+    note = "Torch student minus file on the same images. Positive: loss."
     yield table("Export cost", by_subject(report, costly, keys), note=note)
     yield from map(comparison, report.comparisons)
 
 
 def comparison(pair: Comparison) -> Table:
-    """Return two files measured in turns."""
+    """Return the comparison of two files that were measured in alternating blocks."""
     low, high = pair.p50_ratio_ci95
     ratio = f"{pair.p50_ratio:.3f} [{low:.3f}, {high:.3f}]"
     if pair.withheld is not None:
@@ -138,7 +138,7 @@ def comparison(pair: Comparison) -> Table:
 
 
 def corruptions(report: Report) -> Iterator[Table]:
-    """Yield robust accuracy, mCE and severities, then every cell."""
+    """Yield robust accuracy, mCE and accuracy by severity, then every corruption at every severity."""
 
     def mean(values: Sequence[float]) -> str:
         return percent(sum(values) / len(values))
@@ -165,7 +165,7 @@ def corruptions(report: Report) -> Iterator[Table]:
 
 
 def suite_extras(report: Report) -> Iterator[Table]:
-    """Yield changed prompts, unknown images, a data set's own metrics, shape against texture."""
+    """Yield tables of prompt variants, unknown images, a data set's own metrics, and shape bias."""
     cells: list[Cells] = []
     for row in report.vocabularies:
         own = shown(row, "suite top1 base_top1")
@@ -174,7 +174,7 @@ def suite_extras(report: Report) -> Iterator[Table]:
         loss = row.base_top1 - row.top1 if has_loss else None  # type: ignore[operator]
         own |= {top1: or_reason(own[top1], row.reason), "loss points ↓": points(loss)}
         cells.append({"subject": report.label(row)} | own | shown(row, "to_added added n"))
-    note = "The same images with other prompts or added names. Loss: top-1 with the run's own prompts minus this."
+    note = "The same images with other prompts or added names. Loss: top-1 with the run's own prompts minus this top-1."
     yield table("Other prompts", cells, heads=2, note=note)
     unknown = report.shown(report.unknowns)
     cells = [
@@ -186,7 +186,7 @@ def suite_extras(report: Report) -> Iterator[Table]:
         for row in unknown
         if row.suite == suite
     ]
-    note = "No class is right on these images. Scores: largest softmax probability, largest logit."
+    note = "Images of none of the classes. Scores: largest softmax probability, largest logit."
     yield table("Unknown images", cells, lead=6, heads=3, note=note, console=True)
     cells = [
         {"subject": report.label(row), "suite": row.suite, "metric": name, "value": f"{value:.4g}"}
@@ -201,11 +201,11 @@ def suite_extras(report: Report) -> Iterator[Table]:
 
 
 def calibration(report: Report) -> Iterator[Table]:
-    """Yield temperatures, and calibration before and after them."""
+    """Yield tables of temperatures, and of calibration before and after temperature scaling."""
     fitted = [row for row in report.listed if row.temperature is not None]
     keys = "temperature ece_id ece_id_scaled ece_ood ece_ood_scaled"
-    note = "One temperature for each subject, fitted on ID validation images only."
-    title = "Calibration before and after one temperature"
+    note = "One temperature per subject, fitted only on ID validation images."
+    title = "Calibration before and after temperature scaling"
     yield table(title, by_subject(report, fitted, keys), note=note)
     every = [
         {"subject": report.label(row), "suite": row.suite}
@@ -220,7 +220,7 @@ def calibration(report: Report) -> Iterator[Table]:
 
 
 def latencies(report: Report) -> Iterator[Table]:
-    """Yield every latency, throughput, energy."""
+    """Yield tables of latency, throughput and energy."""
     keys = (
         "p50_ms p90_ms end_to_end_p50_ms peak_rss_mb p99_ms mean_ms cv first_ms load_ms prepare_p50_ms "
         "end_to_end_p90_ms * threads provider device"
@@ -234,10 +234,10 @@ def latencies(report: Report) -> Iterator[Table]:
         own = {"subject": report.label(rate)} | shown(rate, "batch threads")
         own[name] = or_reason(value, rate.reason)
         cells.append(own | shown(rate, "calls device"))
-    note = "Whole batches one after the other, each line in a process of its own: not a latency."
+    note = "Consecutive full batches, in a separate process for each row. These are not latencies."
     yield table("Throughput", cells, note=note)
     metered = [row for row in report.latency if row.energy]
     cells = [
         {"subject": report.label(row)} | shown(row.energy, "* sensor covers") for row in metered
     ]
-    yield table("Energy of one image, over the latency blocks", cells)
+    yield table("Energy per image, over the latency blocks", cells)

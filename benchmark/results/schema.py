@@ -1,4 +1,4 @@
-"""The schema of `report.json`, and the rows about several subjects; `rows` has those about one.
+"""The schema of `report.json`, and rows about several subjects. For rows about one subject, see `rows`.
 
 `python -m edgekd.benchmark.results.schema` prints the JSON Schema.
 """
@@ -53,13 +53,13 @@ class GainRow(Row):
 
     base_run: str
     cause: Cause
-    """How the two runs differ: a distilled one against a baseline without teacher; one trained with unlabelled
-    images against one without; anything else."""
+    """Difference of the two runs: distillation against a baseline without teacher, training with against without
+    unlabelled images, or anything else."""
     where: Where
     suites: tuple[str, ...]
     n: Count = metric("images", "count")
     gain: Difference = metric("gain", "points", HIGHER, gate=False)
-    """Top-1 minus that of the base run on the same images; interval: paired bootstrap, 10,000 draws."""
+    """Top-1 minus that of the base run on the same images. Interval: paired bootstrap, 10,000 draws."""
 
 
 class GateRow(Frozen):
@@ -68,14 +68,14 @@ class GateRow(Frozen):
     expression: str
     run: str | None
     subject: str | None
-    """Null where no file was measured."""
+    """Null if no file was measured."""
     metric: str
     operator: Literal["<=", ">=", "<", ">"]
     limit: float
     value: float | None
     passed: bool
     reason: str | None
-    """Why it could not be evaluated."""
+    """Reason if it could not be evaluated."""
 
 
 class SuiteComparison(Frozen):
@@ -93,7 +93,7 @@ class SuiteComparison(Frozen):
 
 
 class Comparison(Frozen):
-    """Two files side by side: latency from alternating blocks, accuracy on the same images."""
+    """Comparison of two files: latency in alternating blocks, accuracy on the same images."""
 
     a_run: str
     a: str
@@ -113,7 +113,7 @@ class Comparison(Frozen):
 
 
 class SpeedRow(Frozen):
-    """Two exported files of one run on one device: p50 of A / p50 of B, and whether it may be stated as a speed."""
+    """Two exported files of one run on one device: p50 of A / p50 of B, and whether a claim about speed is made."""
 
     a_run: str
     a: str
@@ -160,7 +160,7 @@ class SuiteRow(Frozen):
 
     suite: str
     run: str | None
-    """The run whose subjects alone are measured on it; null for all."""
+    """Run whose subjects are measured on it; null for all runs."""
     family: Family
     data: str
     n: Count
@@ -168,8 +168,8 @@ class SuiteRow(Frozen):
     domains: tuple[str, ...]
     remarks: tuple[str, ...]
     excluded: dict[str, int] = Field(default_factory=dict)
-    """Role in training (`train`, `val`, `unlabelled`) → images left out because the run has seen them in it; `tested`:
-    because another suite of an unseen domain has them."""
+    """Role in training (`train`, `val`, `unlabelled`) → number of images left out for it. `tested`: left out because
+    they are in another suite of an unseen domain."""
 
 
 AnyRow = TypeVar("AnyRow", bound=Row)
@@ -253,7 +253,7 @@ class Report(Frozen):
         return next(one for one in self.latency if one.who == row.who)
 
     def speed_of(self, first: Row, second: Row) -> Ratio | None:
-        """Return p50 of the first / p50 of the second; None where the two were not compared."""
+        """Return p50 of the first / p50 of the second; None if they were not compared."""
         for row in self.speed:
             pair = (row.a_run, row.a), (row.b_run, row.b)
             if pair == (first.who, second.who):
@@ -263,7 +263,7 @@ class Report(Frozen):
         return None
 
     def label(self, row: Row) -> str:
-        """Return the subject's name for tables, with its run's before it where the report has several runs."""
+        """Return the subject's name for tables, after the run's name if the report has several runs."""
         names = {"teacher": "teacher zero-shot", "torch": "torch student"}
         kind = next(one.kind for one in self.summary if one.who == row.who)
         name = names.get(kind, row.subject)
@@ -275,7 +275,7 @@ class Report(Frozen):
         return {row.suite for row in self.suites if row.family in families}
 
     def shown(self, rows: Iterable[AnyRow]) -> list[AnyRow]:
-        """Return the rows without those of models that are listed under another run."""
+        """Return the rows without models that are listed under another run."""
         listed = {row.who for row in self.listed}
         return [row for row in rows if row.who in listed]
 
@@ -286,7 +286,7 @@ def of(rows: Iterable[AnyRow], who: Row) -> list[AnyRow]:
 
 
 def load_of(environment: Mapping[str, Any], device: str) -> float | None:
-    """Return the load average per core before the run, of this machine or of a device; None where it is unknown."""
+    """Return the load average per core before the run, of this machine or a device; None if unknown."""
     devices = {one["device"]: one for one in environment.get("devices", ())}
     facts = devices.get(device, environment)
     load, cores = facts["before"].get("load_average"), facts.get("usable_cores")

@@ -2,9 +2,9 @@
 
     python benchmarks/peers/export.py --environments DIR --assets ASSETS --pictures DIR --trained DIR --out DIR
 
-Run it in edgekd's environment. `--trained` is what `train_edgekd.py` wrote with the recipe `kd`, whose student is a
-plain timm classifier. All files take normalised float32 `[B, 3, SIZE, SIZE]` and run in turns in ONNX Runtime with one
-thread. Export and latency are times of the processor, so that other work on the machine is not in them.
+Run it in edgekd's environment. `--trained` is the output of `train_edgekd.py` with the recipe `kd`, whose student is a
+plain timm classifier. All files have normalised float32 input `[B, 3, SIZE, SIZE]` and alternate in ONNX Runtime with
+one thread. Export and latency are processor time, so that other load has little effect.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIZE, RUNS, ROUNDS, STUDENT = 96, 50, 10, "tf_efficientnet_lite0"
 
 
 def processor_seconds(*command: str | Path) -> float:
-    """Run a command and return the processor time that it took."""
+    """Run a command and return its processor time."""
 
     def used() -> float:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,4 +1,4 @@
-"""Olive's static INT8 quantization, with its defaults, of a float ONNX file.
+"""Quantize a float ONNX file with Olive's static INT8 quantization and its defaults.
 
 python benchmarks/peers/export_olive.py FP32.onnx --pictures DIR --out DIR [--images 300]
 """
@@ -22,7 +22,7 @@ from torchvision import datasets, transforms
 
 
 class Named(Dataset[Any]):
-    """Pictures in the form that Olive reads: a mapping of inputs, and a label."""
+    """Images in Olive's format: a mapping of inputs, and a label."""
 
     def __init__(self, folder: str, name: str, images: int) -> None:
         bicubic = transforms.InterpolationMode.BICUBIC

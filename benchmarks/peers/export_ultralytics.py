@@ -1,4 +1,4 @@
-"""What ultralytics answers to a timm classifier.
+"""Try to export a timm classifier with ultralytics and print the errors.
 
 python benchmarks/peers/export_ultralytics.py STUDENT.pt --assets ASSETS --out DIR
 """

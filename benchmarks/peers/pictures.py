@@ -1,8 +1,8 @@
-"""Lay out the pictures for all programs: edgekd's split of PACS with one style held out, as links in `PART/CLASS/`.
+"""Prepare the images for all programs: edgekd's split of PACS with one style held out, as links in `PART/CLASS/`.
 
     python benchmarks/peers/pictures.py --assets ASSETS --out DIR [--unseen sketch]
 
-Run it in edgekd's environment. `train`, `val` and `test` are of the other styles, `unseen` is the style held out.
+Run it in edgekd's environment. `train`, `val` and `test` have the other styles, and `unseen` the style held out.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/peers/run.py --environments DIR --assets ASSETS --pictures DIR --out DIR [--steps 36]
 
-`environments.sh` makes the environments, `pictures.py` the pictures. Times are those of the processor with one thread,
-so that other work on the machine is not in them. edgekd starts with an empty cache: its seconds include the teacher's
-passes, its images/s are of the steps. LightlyTrain's images/s are of its distillation.
+`environments.sh` creates the environments and `pictures.py` the images. Times are processor time with one thread, so
+that other load has little effect. edgekd starts with an empty cache: its seconds include the teacher's passes, but its
+images/s are only for the training steps. LightlyTrain's images/s are for its distillation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROGRAMS = {
 
 
 def train(given: argparse.Namespace, name: str) -> dict[str, Any] | None:
-    """Run one program in its environment; None where it fails, with the end of its output printed."""
+    """Run one program in its environment; if it fails, print the end of its output and return None."""
     environment, (script, *options) = PROGRAMS[name]
     out = given.out / name.replace(" ", "-")
     command = [str(given.environments / environment / "bin" / "python"), str(HERE / script)]

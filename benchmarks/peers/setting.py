@@ -1,8 +1,8 @@
-"""What the training scripts of this folder share: pictures, student, teacher, clock and score.
+"""Shared code of the training scripts in this folder: images, student, teacher, clock and evaluation.
 
-Every program trains the same timm student from the same weights on the same files. The teacher is a CLIP's image
-encoder with a zero-shot head. Programs that hand the teacher the student's tensor get it through `Teacher`, which
-normalises and enlarges that tensor.
+Every program trains the same timm student from the same weights on the same files. The teacher is the image encoder of
+a CLIP model with a zero-shot head. For programs that pass the student's tensor to the teacher, `Teacher` normalises and
+enlarges it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from torchvision import datasets, transforms
 STUDENT, SIZE, BATCH = "tf_efficientnet_lite0", 96, 32
 MEAN = STD = (0.5, 0.5, 0.5)
 LR, DECAY, WARMUP, TEMPERATURE, LABEL_WEIGHT = 3e-4, 0.01, 0.1, 4.0, 0.5
-"""The defaults of edgekd's recipe `kd`, given to every program that takes them."""
+"""Defaults of edgekd's recipe `kd`, used by every program that has these settings."""
 
 
 def arguments() -> argparse.Namespace:
-    """Read the options that all training scripts have."""
+    """Parse the options of all training scripts."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--assets", type=Path, required=True)
-    parser.add_argument("--pictures", type=Path, required=True, help="what pictures.py wrote")
+    parser.add_argument("--pictures", type=Path, required=True, help="output of pictures.py")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=36)
     parser.add_argument("--every", type=int, default=9, help="steps between snapshots")
@@ -72,7 +72,7 @@ class Teacher(nn.Module):
         self.requires_grad_(False)
 
     def prepared(self, images: Tensor) -> Tensor:
-        """Return the images as the CLIP takes them."""
+        """Return the images with CLIP's size and normalisation."""
         side = self.side[0] if isinstance(self.side, tuple) else self.side
         images = (images * STD[0] + MEAN[0] - self.mean) / self.std
         return functional.interpolate(images, (side, side), mode="bicubic", antialias=True)
@@ -83,26 +83,26 @@ class Teacher(nn.Module):
 
 
 class Clock:
-    """Counts the processor time of a training, so that other work on the machine is not in it, and stores snapshots.
+    """Measures the processor time of a training, so that other load has little effect, and stores snapshots.
 
-    Every program has one thread of torch and loads its pictures in its own process; making snapshots is not counted.
+    Every program uses one torch thread and loads images in its own process. Time for snapshots is not included.
     """
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given, self.snapshots = given, list[tuple[int, float, dict[str, Tensor]]]()
         self.started = self.last = time.process_time()
         self.first = self.images_per_second = 0.0
-        """images/s is over all steps but the first."""
+        """Images/s over all steps except the first."""
 
     def step(self, done: int) -> None:
-        """Note that `done` steps are done."""
+        """Record the time after `done` steps."""
         self.last = time.process_time()
         self.first = self.first or self.last
         if done > 1:
             self.images_per_second = (done - 1) * BATCH / (self.last - self.first)
 
     def snapshot(self, done: int, state: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Keep the weights after `done` steps, if they are due; what happened since that step is not counted."""
+        """Store the weights after `done` steps, if they are due, without counting the time since that step."""
         if done % self.given.every and done != self.given.steps:
             return
         copied = {name: value.detach().clone() for name, value in state().items()}
@@ -113,7 +113,7 @@ class Clock:
 
 
 def score(given: argparse.Namespace, model: nn.Module, part: str) -> float:
-    """Return top-1 in percent over the pictures of a part, prepared as timm does for validation."""
+    """Return top-1 in percent over the images of a part, with timm's preprocessing for validation."""
     prepare = timm.data.create_transform(
         (3, SIZE, SIZE), mean=MEAN, std=STD, interpolation="bicubic", crop_pct=0.875
     )
@@ -131,7 +131,7 @@ def finish(
     clock: Clock,
     accuracy: Callable[[Mapping[str, Tensor], str], float],
 ) -> None:
-    """Score every snapshot on `val`, the last one on `test` and `unseen` too, and write `result.json`."""
+    """Evaluate every snapshot on `val`, the last one also on `test` and `unseen`, and write `result.json`."""
     result: dict[str, Any] = {"program": program, "images_per_second": clock.images_per_second}
     result["curve"] = [
         {"step": done, "seconds": seconds, "val": accuracy(state, "val")}
@@ -144,7 +144,7 @@ def finish(
 
 
 def finish_timm(given: argparse.Namespace, program: str, clock: Clock, model: nn.Module) -> None:
-    """`finish` where the snapshots are state dicts of a timm classifier."""
+    """Call `finish` for snapshots that are state dicts of a timm classifier."""
 
     def accuracy(state: Mapping[str, Tensor], part: str) -> float:
         model.load_state_dict(state)
@@ -154,7 +154,7 @@ def finish_timm(given: argparse.Namespace, program: str, clock: Clock, model: nn
 
 
 def augmented(given: argparse.Namespace) -> datasets.ImageFolder:
-    """Return the training pictures with torchvision's usual random crops and flips."""
+    """Return the training images with torchvision's usual random crops and flips."""
     steps = [
         transforms.RandomResizedCrop(SIZE, interpolation=transforms.InterpolationMode.BICUBIC),
         transforms.RandomHorizontalFlip(),

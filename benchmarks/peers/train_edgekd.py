@@ -1,8 +1,8 @@
-"""edgekd itself, recipe `kd` or another, with an empty cache.
+"""Train with edgekd, with the recipe `kd` or another one, and an empty cache.
 
     python benchmarks/peers/train_edgekd.py --assets ASSETS --pictures DIR --out DIR [--recipe edgekd]
 
-There are as many views as the steps visit. The teacher's passes are in the seconds, not in images/s.
+There are as many views as the steps need. The seconds include the teacher's passes, but images/s does not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PARTS = {"val": "val", "test": "id_test", "unseen": "ood_test"}
 
 
 def count_steps(clock: Clock) -> None:
-    """Hand the steps of the next trainings to a clock."""
+    """Measure the steps of the following trainings with a clock."""
     record = Progress.step
 
     def counted(self: Progress, number: int, *given: Any) -> None:

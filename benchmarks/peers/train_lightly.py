@@ -1,11 +1,11 @@
-"""LightlyTrain: label-free distillation for half of the steps, then a plain training with labels for the other half.
+"""Train with LightlyTrain: distillation without labels for half of the steps, then training with labels.
 
     python benchmarks/peers/train_lightly.py --assets ASSETS --pictures DIR --out DIR
 
-Its own teachers are DINOv2 and DINOv3, whose weights it downloads; the CLIP's image encoder stands in for them. With
-`model="timm/tf_efficientnet_lite0"` its distillation and its fine-tuning (`train_image_classification`) stop at
-"mat1 and mat2 shapes cannot be multiplied (32x320 and 1280x1280)": they take the features ahead of timm's last
-convolution and count those behind it. `Encoder` takes the latter, and the second half is a loop of torch.
+Its own teachers are DINOv2 and DINOv3, whose weights it downloads. They are replaced by CLIP's image encoder. With
+`model="timm/tf_efficientnet_lite0"`, its distillation and fine-tuning (`train_image_classification`) fail with "mat1
+and mat2 shapes cannot be multiplied (32x320 and 1280x1280)", since they use the features before timm's last convolution
+with the number of channels after it. `Encoder` uses those after it, and the second half is a plain torch loop.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ SHARED = {
 
 
 class Encoder(TIMMModelWrapper):
-    """A timm network by its last feature map."""
+    """A timm network that returns its last feature map."""
 
     def forward_features(self, x: Tensor) -> dict[str, Tensor]:
         return {"features": self._model.forward_features(x)}
 
 
 class TeacherEncoder(Encoder):
-    """The teacher on the student's tensors. It runs once in each step, where the clock counts."""
+    """The teacher on the student's tensors. It runs once per step, which the clock uses to count steps."""
 
     def __init__(self, teacher: Teacher, clock: Clock) -> None:
         super().__init__(teacher.visual.trunk)

@@ -1,4 +1,4 @@
-"""timm's logit distillation. Its train.py is in no package, so this is a loop of timm's own parts.
+"""Train with timm's logit distillation. Its train.py is not in the package, so this loop uses timm's functions.
 
 python benchmarks/peers/train_timm.py --assets ASSETS --pictures DIR --out DIR
 """

@@ -32,7 +32,7 @@ Means = dict[str, NDArray[np.float64]]
 BINS = 4096
 """Bins of a histogram on each side of 0."""
 PERCENTILE = 99.99
-"""Share of the values that `percentile` covers, in percent."""
+"""Share of the values in the range of `percentile`, in percent."""
 _ENTROPY_BINS = 1024  # on both sides together; the cost of the search is quadratic in it
 _ENTROPY_LEVELS = 128
 _SHRINK, _TRIALS = 0.93, 80  # of a range, down to 0.3 % of it
@@ -42,7 +42,7 @@ _WHOLE = 2
 
 
 def check_calibration(calibration: NDArray[np.uint8]) -> None:
-    """Refuse calibration images that are too few, or all alike."""
+    """Raise an `EdgekdError` if there are no calibration images, or if all are equal."""
     if len(calibration) == 0:
         raise EdgekdError(
             "There are no calibration images.", "Give some of the training images, 200 or more."
@@ -77,9 +77,9 @@ def observe(
     tensors: Sequence[str],
     averaged: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> tuple[Ranges, Means]:
-    """Return the smallest and the largest value of each of the tensors over the images, and means.
+    """Return the smallest and the largest value of each tensor over the images, and means.
 
-    Means are those of the tensors in `averaged`, over the axes given there. NaN and infinities are an `EdgekdError`.
+    Means are computed for the tensors in `averaged`, over the axes given there. NaN and infinity are an `EdgekdError`.
     """
     probe = copied(model)
     graph = probe.graph
@@ -185,14 +185,14 @@ def counted(
         for name, value in some.items():
             if (limit := reach(*extremes[name])) > 0:
                 scaled = np.floor(value.reshape(-1) * np.float32(BINS / limit))
-                # The largest value, possibly with another last digit than in the first pass, would be outside.
+                # The largest value may differ in the last digit from the first pass, and would then be outside.
                 places = np.clip(scaled.astype(np.intp) + BINS, 0, 2 * BINS - 1)
                 counts[name] += np.bincount(places, minlength=2 * BINS)
     return counts
 
 
 def reach(low: NDArray[np.float32], high: NDArray[np.float32]) -> float:
-    """Return the largest absolute value between two extremes."""
+    """Return the larger absolute value of two extremes."""
     return max(abs(float(low)), abs(float(high)))
 
 
@@ -286,7 +286,7 @@ def _run(
 ) -> Iterator[list[NDArray[np.float32]]]:
     """Yield the tensors `wanted` of `model`, batch by batch."""
     options = onnxruntime.SessionOptions()
-    # All cores without spinning, since spinning threads waste minutes on a busy machine.
+    # Use all cores without spinning, since spinning threads are slow on a busy machine.
     options.intra_op_num_threads = usable_cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3

@@ -73,7 +73,7 @@ class OnnxScheme(Scheme[Calibrated]):
     def quantized(
         self, model: onnx.ModelProto, calibrated: Calibrated, in_float: Collection[str]
     ) -> list[NodeProto]:
-        """Return the nodes of `model` that become integer where the nodes `in_float` do not, in graph order."""
+        """Return the nodes of `model` to quantize if the nodes `in_float` stay in float, in graph order."""
 
     @abstractmethod
     def insert_pairs(
@@ -86,7 +86,7 @@ class OnnxScheme(Scheme[Calibrated]):
         return near
 
     def check_extremes(self, extremes: Ranges) -> None:
-        """Refuse activations out of the range of the file."""
+        """Raise an `EdgekdError` for activations outside the range of the file's types."""
 
     def calibrate(
         self, fp32: Path, images: NDArray[np.uint8], calibrator: Calibrator = "minmax"
@@ -148,10 +148,10 @@ def averaged_inputs(graph: Graph, in_float: Collection[str]) -> dict[str, tuple[
 def correct_biases(graph: Graph, means: Means, scales: Mapping[str, WeightScales]) -> int:
     """Correct each bias for the average shift of rounding the weights, in place; return the number of biases.
 
-    A depthwise kernel has nine weights per channel, so their rounding errors do not average out: every output of the
-    channel moves by the error's sum times the mean input. That mean is taken on the calibration images (M. Nagel et
-    al., Data-Free Quantization through Weight Equalization and Bias Correction, 2019, who infer it). A bias that
-    several layers share stays as it is.
+    A depthwise kernel has only nine weights per channel, so their rounding errors do not average out: every output of
+    the channel shifts by the sum of the errors times the mean input. The mean is measured on the calibration images; M.
+    Nagel et al. (Data-Free Quantization through Weight Equalization and Bias Correction, 2019) infer it from BatchNorm.
+    A bias shared by several layers is not changed.
     """
     corrected = 0
     for node in graph.proto.node:

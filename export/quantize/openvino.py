@@ -1,7 +1,7 @@
 """INT8 for OpenVINO: NNCF quantizes the model once, and costly operations are reverted to float.
 
-A reverted operation is the same as if NNCF had ignored it: it has unquantized inputs, the weights of the float model,
-and its original bias. Reverting takes a second, while quantizing again takes half a minute.
+A reverted operation equals one ignored by NNCF: it has unquantized inputs, the weights of the float model, and its
+original bias. Reverting takes about a second, while quantizing again takes half a minute.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class OpenVinoInt8(Scheme[Rounded]):
     ) -> Rounded:
         """Return NNCF's post-training quantization with fast bias correction; NNCF chooses the ranges.
 
-        Image by image, so memory does not grow with their number beyond a few scalars per activation.
+        Images are processed one by one, so memory grows only by a few scalars per activation and image.
         """
         model = read(fp32)
         _refuse_not_finite(model)
@@ -174,7 +174,7 @@ def layers_in_float(model: Any) -> list[str]:
 
 def import_nncf() -> Any:
     """Return the package `nncf`; it is `NotHere` where it is missing."""
-    # NNCF reports its use to a server of its makers unless this is set.
+    # This variable disables NNCF's usage statistics.
     os.environ.setdefault("NNCF_CI", "1")
     with quiet():
         nncf = optional("nncf", "openvino", "INT8 for OpenVINO")
@@ -183,11 +183,11 @@ def import_nncf() -> Any:
 
 
 def _refuse_not_finite(model: Any) -> None:
-    """Refuse diverged weights, which would give NaN ranges without an error of NNCF."""
+    """Raise an `EdgekdError` for diverged weights, for which NNCF computes NaN ranges without an error."""
     constants = [n for n in model.get_ordered_ops() if n.get_type_name() == "Constant"]
     if not all(np.isfinite(n.data).all() for n in constants if n.data.dtype == np.float32):
         raise EdgekdError(
-            "The student's weights are not finite, so nothing can be measured on the calibration images.",
+            "The student's weights are not finite, so activations cannot be measured on the calibration images.",
             "Check the training run: its weights have probably diverged.",
         )
 

@@ -1,12 +1,12 @@
-"""Insert Q/DQ pairs where ONNX Runtime fuses them with their neighbours into integer operators.
+"""Insert Q/DQ pairs that ONNX Runtime fuses with adjacent operators into integer operators.
 
-Activations are uint8 per tensor, weights int8 per output channel, biases int32. Activation functions become cheap:
+Activations are uint8 per tensor, weights int8 per output channel, biases int32. Activation functions are simplified:
 
 - Relu and Clip are removed: the QuantizeLinear after them saturates at their limits.
 - HardSigmoid is removed: with 3 added to the bias before it, a QuantizeLinear over 0 to 6 does its clip, and a
   DequantizeLinear with a sixth of that scale gives 0 to 1.
 - HardSwish, x · clip(x + 3, 0, 6) / 6, becomes one multiplication: its input is stored over −3 to its maximum, so that
-  saturation does the lower clip, and the same bytes, read with zero point 0, are x + 3. The upper clip is a Clip of
+  saturation replaces the lower clip, and the same bytes with zero point 0 represent x + 3. The upper clip is a Clip of
   bytes.
 """
 
@@ -59,7 +59,7 @@ class Steps:
         """Return the 256 steps over `low` to `high`, extended to include 0 exactly."""
         low, high = min(float(low), 0.0), max(float(high), 0.0)
         scale = np.float32((high - low) / 255) if high > low else np.float32(1)
-        if not scale > 0:  # below float32's numbers
+        if not scale > 0:  # underflow in float32
             scale = np.float32(1)
         return cls(scale, int(np.clip(round(-low / float(scale)), 0, 255)))
 

@@ -1,9 +1,9 @@
 """INT8 within an accuracy budget: revert as few groups as possible to float.
 
-Each group, a layer or an addition, is quantized alone and ranked by its effect on the logits, in domain and on
-corrupted images, so the unseen domain takes no part. Then the worst stay in float, as many as the budget needs:
-doubling, then halving the interval, a handful of files. With all of them in float the file is FP32, so no budget is
-out of reach; the cost is reported. Both passes reuse one calibration, and both end at a time limit.
+Each group (a layer or an addition) is quantized alone and ranked by its effect on the logits of in-domain and of
+corrupted images; the unseen domain is not used. Then the worst groups stay in float. Their number is found by doubling
+and bisection, which takes a few files. With all groups in float the file is FP32, so every budget can be met, and the
+cost is reported. Ranking and search share one calibration and have a time limit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ C = TypeVar("C")
 """A calibrated model."""
 ToLogits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 _RANKING = 16
-"""Number of images of each kind for ranking; a logit error needs far fewer images than an accuracy."""
+"""Number of images of each kind for ranking; a logit error needs far fewer images than an accuracy does."""
 SEARCH_SECONDS = 300.0
 """Time limit of the ranking and the search."""
 _HARDLY = 0.25
@@ -65,9 +65,9 @@ class Scheme(ABC, Generic[C]):
 
     @abstractmethod
     def calibrate(self, fp32: Path, images: NDArray[np.uint8], calibrator: Calibrator) -> C:
-        """Measure what the file of an FP32 ONNX file needs, on RGB uint8 `[N, H, W, 3]` as the model takes them.
+        """Calibrate an FP32 ONNX file on preprocessed RGB images, uint8 `[N, H, W, 3]`.
 
-        No or all-alike images, another shape, and activations that are not finite are an `EdgekdError`.
+        No images, only equal images, another shape, and activations that are not finite are an `EdgekdError`.
         """
 
     @abstractmethod
@@ -148,8 +148,8 @@ def quantize_within(
 ) -> dict[str, Any]:
     """Write the INT8 file `out` with as few groups in float as possible within `budget`.
 
-    `to_logits` makes logits of the output of a file that ends in an embedding. Returns as `Scheme.write`, and `mixed`:
-    what stayed in float, the drops, and what they cost in MB. A drop below 0 that was requested is a `GateFailed`.
+    `to_logits` converts the output of a file that ends in an embedding to logits. The result is that of `Scheme.write`
+    with `mixed`: the groups in float, the drops, and the cost in MB. A requested drop below 0 is a `GateFailed`.
     """
     calibrated = scheme.calibrate(fp32, calibration, calibrator)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="search-") as folder:
@@ -195,13 +195,13 @@ class Search(Generic[C]):
         order, ranked = self.rank(groups, deadline)
         if ranked < len(order):
             say(
-                f"int8: time for {ranked} of {len(order)} within {budget.search_seconds:.0f} s (--search-seconds); "
+                f"int8: ranked {ranked} of {len(order)} within {budget.search_seconds:.0f} s (--search-seconds); "
                 "the others come after them"
             )
         kept, drops, shortest = self._shortest_prefix(order, deadline)
         if not shortest:
             say(
-                "int8: the search stopped at its time limit; fewer groups in float might do (--search-seconds)"
+                "int8: the search stopped at its time limit; fewer groups in float may suffice (--search-seconds)"
             )
         seconds = round(time.monotonic() - started, 1)
         described = scheme.write(self.calibrated, out, in_float=_nodes(kept))
@@ -215,9 +215,9 @@ class Search(Generic[C]):
     def rank(self, groups: Sequence[Group], deadline: float = math.inf) -> tuple[list[Group], int]:
         """Return `groups` by descending effect on the logits, and the number of ranked ones.
 
-        The effect is the mean squared logit error with only this group quantized, over the variance of the logits; the
-        larger of the two on ID and on corrupted images. One group is ranked in any case; those for which there is no
-        time until `deadline`, of `time.monotonic()`, come last.
+        The effect is the mean squared logit error with only this group quantized, divided by the variance of the
+        logits, and the larger one of ID and corrupted images. At least one group is ranked. Groups not reached before
+        `deadline`, in `time.monotonic()` seconds, come last.
         """
         effects: dict[Group, float] = {}
         for group in groups:
@@ -269,7 +269,7 @@ class Search(Generic[C]):
             if passes == len(order):
                 raise GateFailed(
                     f"The limit cannot be met: even with everything in float the file loses {drops}.",
-                    "Allow a larger drop; 0 is FP32's own accuracy.",
+                    "Allow a larger drop; 0 is the accuracy of FP32.",
                 )
             fails, passes = passes, min(2 * passes, len(order))
         best = drops
@@ -296,13 +296,13 @@ class Search(Generic[C]):
             )
 
     def _cost(self, out: Path) -> dict[str, Any]:
-        """Report and return what the groups in float cost in MB (10⁶ bytes)."""
+        """Print and return the additional size of the groups in float, in MB (10⁶ bytes)."""
         plain, mixed = (
             sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*"))
             for file in (self.plain, out)
         )
         mb = (mixed - plain) / 1e6
-        say(f"int8: they cost {mb:+.2f} MB")
+        say(f"int8: they add {mb:+.2f} MB")
         return {"cost_mb": round(mb, 3)}
 
     def _facts(self, kept: Sequence[Group], drops: Drops) -> dict[str, Any]:

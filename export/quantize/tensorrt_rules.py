@@ -1,9 +1,9 @@
 """Rules of TensorRT for ONNX graphs, checked without TensorRT and without a GPU.
 
 The rules are those of TensorRT 11's explicit quantization, from its ONNX parser (onnx-tensorrt's
-`QuantDequantLinearHelper`) and NVIDIA's guide "Explicit Quantization". Breaking most of them fails the build of an
-engine. For others TensorRT silently computes something else: a uint8 zero point is read as int8 with a warning, and a
-missing one (uint8 by ONNX's default) without a warning. Both give wrong results.
+`QuantDequantLinearHelper`) and NVIDIA's guide "Explicit Quantization". If most of them are broken, the engine cannot be
+built. For others, the results are wrong: a uint8 zero point is read as int8 with a warning, and a missing one (uint8 by
+ONNX's default) without a warning.
 """
 
 from __future__ import annotations
@@ -123,9 +123,7 @@ def _image(graph: _QdqGraph) -> Broken:
     for image in graph.proto.input:
         for node in graph.readers[image.name]:
             if image.type.tensor_type.elem_type == TensorProto.UINT8 and node.op_type != "Cast":
-                reason = (
-                    f"The uint8 input {image.name} may feed nothing but a Cast, not {node.op_type}."
-                )
+                reason = f"The uint8 input {image.name} is read by {node.op_type}, but only Cast may read it."
                 yield node, "uint8-input", reason
 
 

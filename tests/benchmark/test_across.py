@@ -72,7 +72,7 @@ def test_other_images_machines_and_versions_are_never_mixed(
     assert [{entry.source.letter for entry in group} for group in groups(found, "images")] == [
         {"A", "B"}, {"C"},
     ]  # fmt: skip
-    assert "not the same images in A (n = 60), B (n = 60) and C (n = 54)" in next(
+    assert "images of id differ between A (n = 60), B (n = 60) and C (n = 54)" in next(
         differences(sources, found)
     )
     page = write_comparison(runs, tmp_path / "mixed")
@@ -112,7 +112,7 @@ def test_the_library_and_its_refusals(runs: list[Path], tmp_path: Path) -> None:
         edgekd.report(runs[0], out=tmp_path, overwrite=True)
     with pytest.raises(EdgekdError, match="There is no report in"):
         edgekd.report(tmp_path / "nowhere", out=tmp_path / "new")
-    with pytest.raises(EdgekdError, match="named twice"):
+    with pytest.raises(EdgekdError, match="given twice"):
         edgekd.report(runs[0], runs[0] / "benchmark", out=tmp_path / "new")
     shutil.copytree(runs[0] / "benchmark", tmp_path / "partial")
     (tmp_path / "partial" / "latency.npz").unlink()
@@ -175,8 +175,8 @@ def test_what_a_line_needs() -> None:
     few = [student("a", 0.5), student("b", 0.6), student("c", 0.7, kind="artifact", run="b")]
     for group, reason in (
         (few, "there are 2"),
-        ([student(name, 0.5) for name in "abc"], "equally accurate"),
-        ([entry(name, "torch", {"ood:x": 0.5}) for name in "abc"], "not both in and out"),
+        ([student(name, 0.5) for name in "abc"], "the same accuracy in domain"),
+        ([entry(name, "torch", {"ood:x": 0.5}) for name in "abc"], "no suites both in and out"),
     ):
         assert reason in effective_robustness(group)
     # Files stand in for students, and all right is half an image away.

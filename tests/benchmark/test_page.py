@@ -364,9 +364,9 @@ def test_the_example_prepares_what_the_file_takes(card_folder: Path) -> None:
     floats, pixels = {"dtype": "float32"}, {"dtype": "uint8", "shape": ["batch", 4, 4, 3]}
     whole = ": np.asarray(image)[None]}"
     alone, both = of(floats), of(pixels, floats)
-    [note] = [note for note in notes(both) if "floats" in note]
-    assert note.startswith("r: onnxruntime-int8-float-input takes floats")
-    assert not any("floats" in note for note in notes(report))
+    [note] = [note for note in notes(both) if "float input" in note]
+    assert note.startswith("r: onnxruntime-int8-float-input has float input")
+    assert not any("float input" in note for note in notes(report))
     assert whole in model_card(both)
     code = code_of(model_card(alone))
     assert ": planes.astype(np.float32)}" in code
@@ -383,7 +383,7 @@ def test_the_example_prepares_what_the_file_takes(card_folder: Path) -> None:
     code = code_of(model_card(resizes))
     assert ".resize(" not in code
     assert whole in code
-    assert any("resizes inside" in note for note in notes(resizes))
+    assert any("resizes in the graph" in note for note in notes(resizes))
     # The name of a file stays text.
     name = "{exit()}'.onnx"
     parsed = list(ast.walk(ast.parse(code_of(model_card(of(pixels, files={name: "0" * 64}))))))

@@ -78,7 +78,7 @@ def test_throttling_while_measuring_is_noted() -> None:
     facts["after"] = NOTHING | {"throttle_flags": "0x50002"}
     # Bit 18 is new, bit 1 is raised now, bit 16 was there before.
     [said] = throttle_notes({"before": NOTHING, "after": NOTHING, "devices": [facts]})
-    assert said.startswith("Device pi reports a capped frequency, throttling while measuring")
+    assert said.startswith("Device pi reported a capped frequency, throttling while measuring")
     same = {"throttle_count": 5, "throttle_flags": "0x50000", "power_mode": "MAXN"}
     assert remarks(same, same) == remarks({}, same) == remarks(same, {}) == []
 

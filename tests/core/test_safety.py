@@ -171,7 +171,9 @@ def npz(member: bytes, *, compressed: bool = False, name: str = "a.npy") -> byte
     buffer = io.BytesIO()
     kind = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(zipfile.ZipInfo(name), member, kind)  # without a date: it is in a test's name
+        archive.writestr(
+            zipfile.ZipInfo(name), member, kind
+        )  # without a date: it is in a test's name
     return buffer.getvalue()
 
 

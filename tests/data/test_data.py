@@ -63,15 +63,15 @@ def test_roles_and_classes_by_value(tmp_path: Path, make_domain_folder: Make, va
 
 
 NOT_READ = [
-    ([], "holds no image"),
+    ([], "has no images"),
     (["cat/notes.txt"], "1 × file ending .txt"),
-    (["a.png"], "lie in no class folder"),
+    (["a.png"], "are not in class folders"),
     (["cat/a.png", "cat/b.png"], 'only one class, "cat"'),
     (["cat/empty.jpg", "dog/empty.jpg"], "None of the 2 images"),
     (["cat/a.png", "dog/b.png", "bird/empty.jpg"], 'The class folder "bird"'),
     (["cat/a.png", "art/cat/b.png", "art/dog/c.png"], "art/cat/b.png and cat/a.png"),
     (["one/two/art/cat/a.png"], "4 folders deep"),
-    (["train/cat/a.png", "train/dog/b.png", "sketch/cat/c.png"], "sketch lies beside train"),
+    (["train/cat/a.png", "train/dog/b.png", "sketch/cat/c.png"], "sketch is next to train"),
     (["train/a/1.png", "val/a/2.png", "valid/a/3.png"], "two folders for one role"),
 ]
 
@@ -90,7 +90,7 @@ HEADED = b"path,label,domain,split\n"
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("classes.txt", b"tench\n", "names 1 classes, but there are 2"),
+        ("classes.txt", b"tench\n", "has 1 class names, but there are 2 classes"),
         ("classes.txt", b"tench\ntench\n", 'gives two classes the name "tench"'),
         ("classes.txt", b"fire hydrant\nFire_hydrant\n", '"fire hydrant" and "Fire_hydrant"'),
         ("classes.txt", b"n01\ttench\nn2\tshark\n", 'Did you mean "n02"?'),
@@ -204,7 +204,7 @@ def test_csv_and_parquet_manifests(
         assert (images.labels.tolist(), images.domain_of.tolist()) == ([0, 0, 1], [0, 1, 1])
         assert (images.domains, images.roles) == (("indoor", "outdoor"), ("val", "test", "train"))
         text = warned(capsys)
-        assert "does not use: width" in text
+        assert f"{manifest}: width" in text
         assert "1 × missing (for example store/cat/gone.png)" in text
 
 
@@ -255,5 +255,5 @@ def test_an_image_that_vanishes_later(tmp_path: Path, make_domain_folder: Make) 
     root = make_domain_folder(tmp_path / "data", count=1)
     images = load_images(root)
     (root / "art" / "cat" / "0000.png").unlink()
-    with pytest.raises(EdgekdError, match="cannot be now: missing"):
+    with pytest.raises(EdgekdError, match="no longer is: missing"):
         images.read(0)

@@ -113,7 +113,7 @@ def test_names_order_and_place_change_nothing(tmp_path: Path) -> None:
     name, key = data["roles"]["train"].popitem()
     data["roles"]["val"][name] = key
     path.write_text(json.dumps(data))
-    with pytest.raises(EdgekdError, match="was altered"):
+    with pytest.raises(EdgekdError, match="was changed"):
         read_split(path, images)
 
 
@@ -277,7 +277,7 @@ def test_copies_of_a_shot(tmp_path: Path, make_domain_folder: Callable[..., Path
     assert len({images.keys[i] for i in shots}) == 2
     left = left_to_test(images, ("bee",), shots)
     assert {images.keys[i] for i in left}.isdisjoint({images.keys[i] for i in shots})
-    with pytest.raises(EdgekdError, match="different ones"):
+    with pytest.raises(EdgekdError, match="too few different images"):
         take_shots(images, ("bee",), 4, 0)
 
 

@@ -31,7 +31,7 @@ def test_images_at_every_depth_or_in_a_manifest(
         load_unlabelled(root)
     root.mkdir()
     (root / "clip.mp4").write_text("")
-    with pytest.raises(EdgekdError, match=r"holds no image \(1 × file ending \.mp4\)"):
+    with pytest.raises(EdgekdError, match=r"has no images \(1 × file ending \.mp4\)"):
         load_unlabelled(root)
     (root / "torn.png").write_text("no image")
     with pytest.raises(EdgekdError, match="None of the 1 images of"):
@@ -102,7 +102,7 @@ def test_unlabelled_images_of_a_split(labelled: tuple[ImageSet, Split], tmp_path
     assert again.unlabelled_domains == made.unlabelled_domains
     with_unlabelled(images, again, [str(source)])
     (source / "27.png").unlink()
-    with pytest.raises(EdgekdError, match="unlabelled images are gone"):
+    with pytest.raises(EdgekdError, match="unlabelled images are missing"):
         with_unlabelled(images, again, [str(source)])
 
 
@@ -141,7 +141,7 @@ def test_half_of_a_domain_adapts(tmp_path: Path, make_domain_folder: Callable[..
     assert not set(made.unlabelled.values()) & set(made.entries["ood_test"].values())
     # The tested half does not depend on how many of the others train.
     assert run_split(TrainConfig(data="x", adapt=0), images).hash == split.hash
-    with pytest.raises(EdgekdError, match="no domain is left out"):
+    with pytest.raises(EdgekdError, match="needs a domain that is left out"):
         run_split(TrainConfig(data="x", adapt=4, test_domain="none"), images)
 
 
@@ -159,7 +159,7 @@ def test_a_run_without_any_label_holds_a_tenth_out(tmp_path: Path) -> None:
     again, same = label_free([str(source)], ("cat", "dog"), before=tmp_path / "split.json")
     assert (again.keys, same.hash, same.unlabelled) == (images.keys, split.hash, split.unlabelled)
     (source / images.ids[7]).unlink()
-    with pytest.raises(EdgekdError, match="unlabelled images are gone"):
+    with pytest.raises(EdgekdError, match="unlabelled images are missing"):
         label_free([str(source)], ("cat", "dog"), before=tmp_path / "split.json")
 
 

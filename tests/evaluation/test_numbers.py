@@ -128,7 +128,7 @@ def test_settings_that_differ_are_named(tmp_path: Path) -> None:
     store.claim(grown)
     assert set(store.settings()["recipes"]) == {"erm", "kd"}
     other = {"images": "abd", "recipes": {"erm": {"steps": 3, "swad": {"ratio": 0.5}}}}
-    changes = r"images are not the same.*erm.steps was 2, is 3; erm.swad.ratio was 0.3"
+    changes = r"images have changed.*erm.steps was 2, is 3; erm.swad.ratio was 0.3"
     with pytest.raises(EdgekdError, match=changes):
         store.claim(SETTINGS | other)
     with store.running(), pytest.raises(EdgekdError, match="running in"), store.running():

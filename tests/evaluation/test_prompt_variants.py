@@ -94,7 +94,7 @@ def test_only_heads_of_text_take_variants(teacher: ClipTeacher, tmp_path: Path) 
     assert [one.name for one in again[4:]] == ["vocab:new", "vocab:new/photo", "vocab:new/sketch"]
     assert again[4].images.classes == (*CLASSES, "bird")  # "Cat" is a class already
     assert again[4].kind == "vocabulary"
-    assert again[4].remarks == ("the images of id, with 1 class name added that no image has.",)
+    assert again[4].remarks == ("the images of id, with 1 added class name that no image has.",)
     assert [again[4].holds(one) for one in found] == [True, False]
     assert [again[0].holds(one) for one in found] == [True, True]
     [logits] = predict_suite(found[:1], again[4])

@@ -98,17 +98,17 @@ def test_classes_are_numbers_where_wilds_names_none(
 def test_what_is_missing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named, rest = wilds_named(["a=b", "wilds:fmow=d", "wilds:iwildcam"])
     assert (named, rest) == ([("fmow", "d"), ("iwildcam", "data")], ["a=b"])
-    with pytest.raises(EdgekdError, match='no images "amazon"'):
+    with pytest.raises(EdgekdError, match='no image classification data set "amazon"'):
         wilds_named(["wilds:amazon"])
 
     def absent(dataset: str, root_dir: str, download: bool) -> Plain:
         raise FileNotFoundError("could not be found")
 
     plant(monkeypatch, absent)
-    with pytest.raises(EdgekdError, match=r"WILDS's fmow are not in"):
+    with pytest.raises(EdgekdError, match=r"The images of fmow of WILDS are not in"):
         wilds_suites("fmow", str(tmp_path), NAMES)
     monkeypatch.setitem(sys.modules, "wilds", None)
-    with pytest.raises(EdgekdError, match="its own package"):
+    with pytest.raises(EdgekdError, match="The package wilds"):
         wilds_suites("fmow", str(tmp_path), NAMES)
 
 

@@ -22,11 +22,11 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
-    """Yield `function(item)` of each item in order, computed by threads; what it raises is raised at the item's place.
+    """Yield `function(item)` for each item in order, computed by threads. Its exceptions are raised in order, too.
 
     Args:
-        items: read on the caller's thread, as they are needed.
-        ahead: items that are in work while the caller uses a result, at least 1; bounds the memory.
+        items: read on the caller's thread, as needed.
+        ahead: number of items processed while the caller uses a result, at least 1; bounds the memory.
     """
     waiting: deque[Future[Result]] = deque()
     remaining = iter(items)

@@ -17,25 +17,25 @@ from edgekd.core.readers import printable
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Ignore a reader that has left (`| head -1`), so that the work is not lost."""
+        """Ignore a closed pipe (`| head -1`), so that the work is not lost."""
         self.quiet = True
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
-# Emoji off: a suite called vocab:new: … is no picture.
+# Without emoji, since suite names such as vocab:new: contain colons.
 out = _Console(highlight=False, soft_wrap=True, emoji=False)
 err = _Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def open_streams() -> None:
-    """Open closed standard streams (`>&-`), and make them accept any character."""
+    """Reopen closed standard streams (`>&-`), and let all streams accept any character."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             try:
                 os.fstat(number)
             except OSError:
-                os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+                os.open(os.devnull, os.O_RDWR)  # uses the lowest free descriptor
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
@@ -43,12 +43,12 @@ def open_streams() -> None:
 
 
 def clean(text: str) -> str:
-    """Return lines of text without control characters."""
+    """Return text without control characters other than line breaks."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def shell_word(path: Path | str) -> str:
-    """Return a path for a command that the user may copy: quoted, and never an option."""
+    """Return a path quoted for a shell command, in a form that cannot be read as an option."""
     text = str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
@@ -63,12 +63,12 @@ def set_rank(rank: int) -> None:
 
 
 def is_main_process() -> bool:
-    """Return True in the only process, or in rank 0 of several."""
+    """Return whether this is the only process, or rank 0 of several."""
     return _rank == 0
 
 
 def say(text: str) -> None:
-    """Print a line of progress."""
+    """Print a progress message."""
     if is_main_process():
         err.print(clean(text), markup=False)
 
@@ -87,7 +87,7 @@ class Tally:
         self.examples: dict[str, str] = {}
 
     def add(self, reason: str, example: str) -> None:
-        """Count one more."""
+        """Count an item."""
         self.reasons[reason] += 1
         self.examples.setdefault(reason, example)
 
@@ -95,7 +95,7 @@ class Tally:
         return ", ".join(f"{count} × {reason}" for reason, count in self.reasons.most_common(3))
 
     def warn(self, what: str) -> None:
-        """Warn of all counts in one line that starts with `what`, if there are any."""
+        """Print a warning with all counts in one line that starts with `what`, if there are any."""
         if self.reasons:
             parts = [
                 f"{count} × {reason} (for example {self.examples[reason]})"
@@ -105,7 +105,7 @@ class Tally:
 
 
 def result(*lines: str) -> None:
-    """Print the result of a command, such as its place and the next command."""
+    """Print the result of a command, such as the output path and the next command."""
     if is_main_process():
         for line in lines:
             out.print(clean(line), markup=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class EdgekdError(Exception):
-    """A mistake or a circumstance the user can mend: what happened and what to do, one sentence each.
+    """An error that the user can fix: what happened and what to do, one sentence each.
 
     The command line prints it without a traceback.
     """
@@ -30,12 +30,12 @@ class NotHere(EdgekdError):
 
 
 def optional(module: str, extra: str, what: str) -> Any:
-    """Return a module of an extra of edgekd; it is `NotHere` that `what` needs it where it does not load."""
+    """Import a module of an optional extra; raise `NotHere`, with `what` needs it, if it cannot be imported."""
     try:
         return importlib.import_module(module)
     except (ImportError, OSError) as error:
         raise NotHere(
-            f"{what} needs {module}, which cannot be loaded here ({first_line(error)}).",
+            f"{what} needs {module}, which cannot be imported ({first_line(error)}).",
             f'Install it: pip install "edgekd[{extra}]".',
         ) from error
 
@@ -64,7 +64,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `Did you mean "x"?` for the closest known word, else the list of them all (at most 12)."""
+    """Return `Did you mean "x"?` with the closest known word, else a list of known words (at most 12)."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if close:
@@ -73,7 +73,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def check_known(word: str, known: Collection[str], message: str, more: str = "") -> None:
-    """Raise an `EdgekdError` with the closest known word as its hint, and `more` behind it, for an unknown `word`."""
+    """Raise an `EdgekdError` if `word` is unknown, with the closest known word and `more` as hint."""
     if word not in known:
         raise EdgekdError(message, did_you_mean(word, known) + more)
 

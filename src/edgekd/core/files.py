@@ -43,7 +43,7 @@ def cache_root() -> Path:
 
 
 def cache_folder(name: str) -> Path:
-    """Return a folder of the cache, made if it is not there; one that cannot be used is an `EdgekdError`."""
+    """Return a folder of the cache, created if missing; raise `EdgekdError` if it cannot be used."""
     path = cache_root() / name
     reason: object = "permission denied"
     try:
@@ -64,13 +64,13 @@ def stored_array(
     shape: tuple[int, ...],
     make: Callable[[], Iterable[NDArray[np.uint8]]],
 ) -> NDArray[np.uint8]:
-    """Return a uint8 array of the cache, mapped read-only; `make` yields its parts where it is not stored yet.
+    """Return a uint8 array of the cache, mapped read-only. If it is not stored, `make` yields its parts.
 
-    Its CRC-32 is kept in `<path>.crc32` and compared at every opening; a damaged array is made again, with a warning
-    that calls it `what`.
+    Its CRC-32 in `<path>.crc32` is checked whenever it is opened. A damaged array is made again, with a warning that
+    calls it `what`.
 
     Raises:
-        EdgekdError: the disk is full, or not writable.
+        EdgekdError: the disk is full or not writable.
     """
     import numpy as np
 
@@ -85,7 +85,7 @@ def stored_array(
             except EdgekdError as error:
                 warn(f"{error.message} They are made again.")
         checksum = 0
-        # Plain writes and not a mapping: on a full disk a mapping kills the process, a write raises.
+        # Write without a mapping: on a full disk a write raises, but a mapping kills the process.
         with replacing(path) as scratch, open(scratch, "wb") as handle:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(handle, header)
@@ -98,7 +98,7 @@ def stored_array(
 
 
 def read_index(name: str, kind: type[Stored]) -> Stored | None:
-    """Return what `write_index` stored under `name`, of type `kind`; None without it or, with a warning, if damaged."""
+    """Return the value of type `kind` stored by `write_index`; None if missing or, with a warning, if damaged."""
     from pydantic import TypeAdapter
 
     path = cache_root() / "index" / name
@@ -134,7 +134,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if number in (errno.ENOSPC, errno.EDQUOT):
             raise EdgekdError(
                 f"The disk holding {path} is full.",
-                "Free some space and run again; nothing half-written was kept.",
+                "Free some space and run the command again; partial files were removed.",
             ) from error
         if number == errno.EFBIG:
             raise EdgekdError(
@@ -149,14 +149,14 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _number(error: OSError) -> int | None:
-    """Return the errno of an error, also from the text of `shutil.copytree`'s collected errors."""
+    """Return the errno of an error, including those that `shutil.copytree` collects as text."""
     number = re.search(r"\[Errno (\d+)\]", str(error)) if isinstance(error, shutil.Error) else None
     return int(number[1]) if number else error.errno
 
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Yield a temporary folder, which is removed afterwards; errors of a full disk name it."""
+    """Yield a temporary folder, which is removed afterwards; errors about a full disk include its path."""
     with (
         disk_errors(Path(tempfile.gettempdir())),
         tempfile.TemporaryDirectory(prefix="edgekd-") as name,
@@ -206,7 +206,7 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text in one step; a file name in it that is no UTF-8 is an `EdgekdError`."""
+    """Write UTF-8 text atomically; a file name in it that is not valid UTF-8 is an `EdgekdError`."""
     try:
         data = text.encode()
     except UnicodeEncodeError as error:
@@ -218,7 +218,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def render_template(package: str, name: str, **values: Any) -> str:
-    """Return a Jinja template of a package as plain text; nothing in it is escaped."""
+    """Render a Jinja template of a package as plain text, without escaping."""
     from jinja2 import StrictUndefined, Template
 
     source = (files(package) / name).read_text(encoding="utf-8")
@@ -261,5 +261,5 @@ def short_hash(*parts: str) -> str:
     """Return a hash of the parts as 16 hex digits, for names of folders and ids."""
     data = "\0".join(parts).encode(
         errors="surrogateescape"
-    )  # a path may have bytes that are no UTF-8
+    )  # a path may have bytes that are not UTF-8
     return hashlib.sha256(data).hexdigest()[:16]

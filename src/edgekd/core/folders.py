@@ -34,11 +34,11 @@ class Kind:
 
     Attributes:
         marker: the file by which such a folder is recognised.
-        keys: what the marker, if it is JSON, holds at least; a `config.json` may be another program's.
-        patterns: names of the entries that edgekd writes, as for `fnmatch`; with the key `files` those it lists, too.
-        early: those that it writes before the first checkpoint.
-        loggers: logger → its entries, if the marker names it; written before the first checkpoint, too.
-        text: what the marker, if it is not JSON, contains at least.
+        keys: required keys of a JSON marker, since a `config.json` may belong to another program.
+        patterns: `fnmatch` patterns of entries that edgekd writes, besides those listed in the marker's key `files`.
+        early: entries written before the first checkpoint.
+        loggers: logger → its entries, if the marker lists it; also written before the first checkpoint.
+        text: required text in a marker that is not JSON.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Kind:
         return False
 
     def owned(self, folder: Path) -> list[str]:
-        """Return the names of the entries of `folder` that edgekd wrote, sorted."""
+        """Return the sorted names of the entries of `folder` that edgekd wrote."""
         fields = _fields(folder / self.marker)
         files = fields.get("files") if "files" in self.keys else None
         listed = (
@@ -163,7 +163,7 @@ def refuse_page(path: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def held(lock: Path, message: str) -> Iterator[None]:
-    """Hold a lock file for the block; where another process holds it, `message` is the `EdgekdError`."""
+    """Hold a lock file during the block; raise `EdgekdError` with `message` if another process holds it."""
     with disk_errors(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
         claim = FileLock(lock)
@@ -197,13 +197,13 @@ def growing(folder: Path, kind: Kind, *, overwrite: bool, resume: bool = False) 
         try:
             yield
         except BaseException:
-            # A run that failed before training leaves nothing that would block the same command.
+            # Remove an empty folder of a run that failed before training, so that the same command works again.
             if kind.stopped_at_start(folder) and not (folder / "metrics.jsonl").exists():
                 clear(folder, kind)
             raise
         finally:
             (folder / LOCK).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # at the first one that holds anything
+            with contextlib.suppress(OSError):  # stops at the first folder that is not empty
                 for path in made:
                     path.rmdir()
 
@@ -218,7 +218,7 @@ def clear(folder: Path, kind: Kind, *, marker: bool = True) -> None:
         if _holds_anything(folder):
             kind.refuse(folder, overwrite=True)
         return
-    # Without these it is never taken for more than it is.
+    # Remove the marker last, so that an incomplete folder is still recognised.
     first = ("run.json", "vl_run.json", "checkpoint.pt")
     names = sorted(kind.owned(folder), key=lambda name: (name not in first, name == kind.marker))
     with disk_errors(folder):
@@ -230,17 +230,17 @@ def clear(folder: Path, kind: Kind, *, marker: bool = True) -> None:
 def publishing(folder: Path, kind: Kind, *, overwrite: bool) -> Iterator[Path]:
     """Write a folder atomically: yield a new folder next to it, which is renamed to `folder` at the end.
 
-    An existing folder of this kind is replaced only with `overwrite`, and files of others in it are kept.
+    An existing folder of this kind is replaced only with `overwrite`, and foreign files in it are kept.
 
     Raises:
-        EdgekdError: another process writes there, or `folder` may not be written; a result is then beside it.
+        EdgekdError: another process writes there, or `folder` may not be written; the result is then next to it.
     """
     folder = folder.resolve() if folder.is_symlink() else folder
     kind.refuse(folder, overwrite=overwrite)
     if folder.name in ("", ".."):
         raise EdgekdError(
-            f"{folder} is no name of a {kind.name}, which appears in one rename.",
-            "Name the folder: --out NAME.",
+            f"{folder} cannot be the name of a {kind.name}.",
+            "Give the folder a name: --out NAME.",
         )
     lock = folder.with_name(f".{folder.name}.lock")
     with disk_errors(folder), held(lock, f"Another process is writing {folder}."):
@@ -269,7 +269,7 @@ def free_name(path: Path) -> Path:
 
 def _put(scratch: Path, folder: Path, kind: Kind, *, overwrite: bool) -> None:
     try:
-        os.rename(scratch, folder)  # onto nothing or an empty folder
+        os.rename(scratch, folder)  # the target is absent or empty
         return
     except OSError as error:
         if error.errno not in _OCCUPIED:
@@ -278,7 +278,7 @@ def _put(scratch: Path, folder: Path, kind: Kind, *, overwrite: bool) -> None:
         beside = free_name(folder)
         os.rename(scratch, beside)
         raise EdgekdError(
-            f"{folder} was written by something else meanwhile.", f"The result is in {beside}."
+            f"{folder} was meanwhile written by another program.", f"The result is in {beside}."
         )
     old = folder.with_name(f".old-{uuid.uuid4().hex[:12]}-{folder.name}")
     os.rename(folder, old)

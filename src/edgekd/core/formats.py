@@ -16,7 +16,7 @@ which the file resizes."""
 
 MOST_THREADS = 1024
 MOST_BATCH = 65_536
-"""Limit above any practical use, since a number with a digit too many would run for hours or hang."""
+"""Limit above any practical use, since a number with an extra digit would run for hours."""
 
 EXACT = ("fp32", "fp16")
-"""Precisions that promise the student's own answers: their threshold is not negotiable."""
+"""Precisions that must keep the student's predictions; their parity threshold is fixed."""

@@ -1,4 +1,4 @@
-"""Model hubs: find out quickly that one cannot be reached, and name what to do instead."""
+"""Model hubs: detect quickly that the network is missing, and give commands to work without it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgekd.core.errors import EdgekdError
 
 
 class NoNetwork(EdgekdError):
-    """Weights (`what`) that are not here and cannot be fetched; the hint is the two commands to give."""
+    """Raised for weights (`what`) that are missing and cannot be downloaded; the hint has the commands to use."""
 
     def __init__(self, what: str, teacher: str = "TEACHER", student: str = "STUDENT") -> None:
         students = "" if student == "teacher" else f" {student}"
@@ -25,10 +25,9 @@ class NoNetwork(EdgekdError):
 
 @functools.cache
 def hub_reachable() -> bool:
-    """Return whether the Hugging Face endpoint in use answers one short request (5 s at most, proxies honoured).
+    """Return whether the Hugging Face endpoint responds to a request within 5 s, through proxies if configured.
 
-    The hub's own client retries for about a minute before it gives up; a user without a network should not wait for
-    that. Any HTTP answer counts as reachable.
+    The hub's own client retries for about a minute before it fails. Any HTTP response counts as reachable.
     """
     from huggingface_hub import constants
 
@@ -44,7 +43,7 @@ def hub_reachable() -> bool:
 
 
 def prefer_local_cache() -> None:
-    """Let the hub client answer from its cache at once or fail at once where the hub is out of reach."""
+    """Set the hub client to use only its cache, without retries, if the hub cannot be reached."""
     if not hub_reachable():
         from huggingface_hub import constants
 

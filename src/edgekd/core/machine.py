@@ -41,7 +41,7 @@ def describe() -> dict[str, Any]:
 
 
 def state(root: Path = Path("/")) -> dict[str, Any]:
-    """Return what may change while measuring, from `sys` below `root`; None for what the system does not report.
+    """Return facts that may change while measuring, from `sys` below `root`; None if the system does not report one.
 
     load_average (1 minute), cpu_mhz (core 0), temperature_c (hottest thermal zone), throttle_count (x86: events of all
     cores and packages since the start), throttle_flags (Raspberry Pi: hexadecimal, see benchmark/report/summary.py),
@@ -85,8 +85,8 @@ def other_work(
     """Return the shares 0–1 of all cores' time used by other processes, and by other machines of a hypervisor.
 
     Args:
-        before, after: `processor_seconds` at both ends of a stretch of time; None gives None.
-        own_s: processor time of this process in it.
+        before, after: `processor_seconds` at the start and end of an interval; None gives None.
+        own_s: processor time of this process during the interval.
     """
     if before is None or after is None or after[2] - before[2] <= 0:
         return None
@@ -95,14 +95,14 @@ def other_work(
 
 
 def usable_cores() -> int:
-    """Return the cores this process may run on."""
+    """Return the number of cores this process may run on."""
     return (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     )
 
 
 def in_cores(count: int) -> str:
-    """Return a number of cores for a sentence."""
+    """Return a number of cores as text."""
     return "1 core" if count == 1 else f"{count} cores"
 
 
@@ -152,7 +152,7 @@ def _integers(paths: Iterable[Path]) -> list[int]:
 
 
 def _asked(*command: str) -> str | None:
-    """Return the output of a tool of the board; None if it is missing or does not respond."""
+    """Return the output of a command of the board; None if it is missing or does not respond."""
     if shutil.which(command[0]) is None:
         return None
     try:

@@ -69,7 +69,7 @@ def _with_sides(image: TensorSpec) -> TensorSpec:
 class _Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     shown: ClassVar[tuple[str, ...]]
-    """What a notebook shows of it."""
+    """Base of manifests, with a table for notebooks."""
     schema_version: int = 1
     folder: Path | None = Field(default=None, exclude=True)
     """Path of the folder; not stored, so that the folder can be moved."""
@@ -266,7 +266,7 @@ def _read(
 
 
 def first_problem(error: ValidationError) -> str:
-    """Return Pydantic's first complaint as `field: reason`."""
+    """Return Pydantic's first error as `field: reason`."""
     problem = error.errors()[0]
     place = ".".join(str(part) for part in problem["loc"]) or "file"
     return printable(f"{place[:80]}: {problem['msg'][:200]}")
@@ -307,7 +307,7 @@ class Run(_Manifest):
     images_per_second: float
     data_wait_percent: float
     selection: str
-    """The rule that selected the weights, for example `last EMA`; independent of the OOD split."""
+    """Rule by which the weights were selected, such as `last EMA`; it does not use the OOD split."""
     student_sha256: str
     versions: dict[str, str]
     created: str

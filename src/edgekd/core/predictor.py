@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`, or unit vectors `[B, D]` for a file that ends in an embedding."""
+"""RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`, or unit vectors `[B, D]` if the output is an embedding."""
 
 
 def in_batches(
     predict: Predictor, images: NDArray[np.uint8], most: int | None = 16
 ) -> NDArray[np.float32]:
-    """Return what `predict` gives for images `[B, H, W, 3]`, B ≥ 1, at most `most` of them in a call (None: all)."""
+    """Return `predict` of images `[B, H, W, 3]`, B ≥ 1, with at most `most` images per call (None: all)."""
     if most is None or len(images) <= most:
         return predict(images)
     return np.concatenate(

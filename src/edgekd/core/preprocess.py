@@ -49,7 +49,7 @@ class Preprocess(BaseModel):
 
     @property
     def hash(self) -> str:
-        """Return 16 hex digits that identify all fields; printed under every table."""
+        """Return a hash of all fields, 16 hex digits, printed under every table."""
         return short_hash(json.dumps(self.model_dump(mode="json"), sort_keys=True))
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
@@ -101,7 +101,7 @@ class FramedPreprocess(Preprocess):
 
 
 def open_clip_preprocess(settings: Mapping[str, Any]) -> Preprocess:
-    """Return the preprocessing of what `open_clip.get_model_preprocess_cfg` returns, with open_clip's own pixels.
+    """Return preprocessing with the same pixels as open_clip, from `open_clip.get_model_preprocess_cfg` settings.
 
     Raises:
         ValueError: open_clip does not support the settings.

@@ -38,7 +38,7 @@ MAX_INFLATED_BYTES = 2**30
 """Maximum inflated size of a small npz file; a large file may inflate to 20 times its size."""
 NOT_REGULAR = "not a regular file"
 
-# C0 and C1 controls, line separators, the marks that reorder text, and halves of surrogate pairs.
+# C0 and C1 controls, line separators, bidirectional controls, and lone surrogates.
 _CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
@@ -145,7 +145,7 @@ def read_errors(path: Path, what: str, kind: str, hint: str = RESTORE) -> Iterat
         raise EdgekdError(
             f"The {what} at {path} cannot be read ({_reason(error.strerror or error)}).", hint
         ) from error
-    # Parsers of hostile bytes raise ValueError, zlib.error, struct.error, MemoryError, RecursionError and more.
+    # On malformed files, parsers raise ValueError, zlib.error, struct.error, MemoryError, RecursionError and others.
     except Exception as error:
         raise EdgekdError(
             f"The {what} at {path} is not readable {kind} ({_reason(error)}).", hint
@@ -171,13 +171,13 @@ def read_text(path: Path, what: str, hint: str = RESTORE, most: int = MAX_TEXT_B
 
 
 def read_json(path: Path, what: str, hint: str = RESTORE) -> Any:
-    """Read JSON; errors as of `read_text` and `parse_json`."""
+    """Read JSON; errors as for `read_text` and `parse_json`."""
     with read_errors(path, what, "JSON", hint):
         return parse_json(read_text(path, what, hint))
 
 
 def read_object(path: Path, what: str, hint: str = RESTORE) -> dict[str, Any]:
-    """Read a JSON object; errors as of `read_json`, or another JSON value than an object."""
+    """Read a JSON object; errors as for `read_json`, or if the value is not an object."""
     value = read_json(path, what, hint)
     if not isinstance(value, dict):
         raise EdgekdError(f"The {what} at {path} is not a JSON object.", hint)
@@ -191,14 +191,14 @@ def parse_json(text: str | bytes, *, pairs: bool = False) -> Any:
         pairs: return objects as lists of pairs, to detect duplicate names.
 
     Raises:
-        ValueError: not JSON, nested deeper than `MAX_DEPTH`, half a surrogate pair in a text, or a number that is not
-            finite or not of 64 bits.
+        ValueError: not JSON, nested deeper than `MAX_DEPTH`, a lone surrogate in a text, or a number that is not finite
+            or not of 64 bits.
     """
     return _bounded(lambda: json.loads(text, object_pairs_hook=list if pairs else None))
 
 
 def read_toml(path: Path, what: str, hint: str = RESTORE) -> dict[str, Any]:
-    """Read TOML; errors as of `read_text` and `parse_toml`."""
+    """Read TOML; errors as for `read_text` and `parse_toml`."""
     with read_errors(path, what, "TOML", hint):
         return parse_toml(read_text(path, what, hint, MAX_SETTINGS_BYTES))
 
@@ -216,11 +216,11 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def read_yaml(path: Path, what: str, hint: str = RESTORE) -> Any:
-    """Read YAML of plain types, without aliases, whose expansion has no bound.
+    """Read YAML of plain types. Aliases are not allowed, since their expansion has no bound.
 
     Raises:
-        EdgekdError: as `read_text`; not YAML, an alias, nested deeper than `MAX_DEPTH`, or a number that is not finite
-            or not of 64 bits.
+        EdgekdError: as for `read_text`; not YAML, an alias, nested deeper than `MAX_DEPTH`, or a number that is not
+            finite or not of 64 bits.
     """
     import yaml
 
@@ -272,7 +272,7 @@ def _bounded(parse: Callable[[], Any]) -> Any:
 def read_arrays(path: Path, what: str, hint: str = RESTORE) -> dict[str, NDArray[Any]]:
     """Read every array of an npz file: booleans, numbers and text.
 
-    Each header is checked against the size of its member before anything is allocated.
+    Each header is checked against the size of its member before memory is allocated.
 
     Raises:
         EdgekdError: missing, not a zip file, encrypted, truncated, with objects or with impossible shapes.
@@ -304,7 +304,7 @@ def read_array(path: Path, what: str, hint: str = RESTORE) -> NDArray[Any]:
 
 
 def map_array(path: Path, what: str, shape: Sequence[int], dtype: type[Any]) -> NDArray[Any]:
-    """Map an npy file of this shape and dtype into memory, read-only; another one is an `EdgekdError`."""
+    """Map an npy file into memory, read-only; raise `EdgekdError` if it has another shape or dtype."""
     import numpy as np
 
     with read_errors(path, what, "npy"), open_regular(path) as handle:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FACTS = "edgekd"
-"""Metadata entry for edgekd's facts as JSON; it is only one, since safetensors writes several in random order."""
+"""Single metadata entry with all facts as JSON, since safetensors writes several entries in random order."""
 
 
 def write_tensors(
@@ -39,7 +39,7 @@ def write_tensors(
 def read_tensors(
     path: Path, what: str, hint: str = RESTORE
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a safetensors file: tensors by name, and the facts that edgekd wrote with them, else its header's texts.
+    """Read a safetensors file. Return the tensors by name, and edgekd's facts or else the header's metadata.
 
     Raises:
         EdgekdError: the file is missing, or not safetensors.
@@ -53,12 +53,12 @@ def read_tensors(
             metadata = handle.metadata() or {}
         facts = parse_json(metadata[_FACTS]) if _FACTS in metadata else metadata
         if not isinstance(facts, dict):
-            raise ValueError("its facts are no JSON object")
+            raise ValueError("its facts are not a JSON object")
         return tensors, facts
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over names and values of tensors, hex."""
+    """Return the hex SHA-256 of the names and values of tensors."""
     import torch
 
     digest = hashlib.sha256()
@@ -84,7 +84,7 @@ def loaded_from(path: Path) -> Iterator[None]:
         yield
     except EdgekdError:
         raise
-    except Exception as error:  # torch and its users raise many kinds
+    except Exception as error:  # torch and its callers raise many types
         raise EdgekdError(
             f"{path} does not belong to this run.", "Train again with --overwrite."
         ) from error
@@ -113,7 +113,7 @@ def read_torch(path: Path, what: str, hint: str = RESTORE, allow: Sequence[Any] 
         try:
             return torch.load(handle, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            # A zip archive or a pickle's first opcode: a torch file that holds something else than tensors.
+            # A zip archive or the first opcode of a pickle: a torch file with other objects than tensors.
             if start == b"PK" or start[:1] == b"\x80":
                 raise EdgekdError(
                     f"The {what} at {path} contains pickled code, which edgekd does not run.",

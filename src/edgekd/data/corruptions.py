@@ -1,12 +1,12 @@
 """The 15 corruptions of ImageNet-C at severities 1–5, computed on the fly.
 
-The numbers are those of Hendrycks & Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations", and its published functions. The only difference is `frost`: its six photographs may not be distributed,
-so a drawn texture with the same brightness and contrast replaces them.
+Functions and parameters follow Hendrycks & Dietterich 2019, "Benchmarking Neural Network Robustness to Common
+Corruptions and Perturbations", and its published code. Only `frost` differs: its six photographs may not be
+distributed, so it uses a generated texture with the same brightness and contrast.
 
-Every function takes float64 RGB `[H, W, 3]` in 0–1 and a generator, and returns the same without clipping. The
-strengths are for 224 × 224 pixels. Results are deterministic: the generator is seeded by the image's content, the
-corruption and the severity.
+Every function takes float64 RGB `[H, W, 3]` in 0–1 and a generator, and returns an array of the same shape without
+clipping. The strengths are for 224 × 224 pixels. Results are deterministic: the generator is seeded by the image's
+content, the corruption and the severity.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Pixels = NDArray[np.float64]
 SIZE = 224
 SEVERITIES = (1, 2, 3, 4, 5)
 REMARKS = (
-    "the 15 corruptions of ImageNet-C (Hendrycks & Dietterich 2019) computed on the test images as each model prepares "
-    "them at 224 × 224 pixels, then brought to its size without a crop; not stored as JPEG in between.",
-    "frost uses a drawn texture in place of ImageNet-C's photographs.",
+    "the 15 corruptions of ImageNet-C (Hendrycks & Dietterich 2019), computed on the test images after each model's "
+    "preprocessing at 224 × 224 pixels, then resized to its input without a crop and without storing them as JPEG.",
+    "frost uses a generated texture in place of ImageNet-C's photographs.",
 )
 
 
@@ -36,7 +36,7 @@ def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, key: str) -> ND
     Args:
         name: one of `NAMES`.
         severity: 1–5.
-        key: the image's content hash; the same arguments give the same image.
+        key: the image's content hash. Equal arguments give equal images.
     """
     seed = int.from_bytes(hashlib.sha256(f"{key}:{name}:{severity}".encode()).digest()[:16], "big")
     rng = np.random.Generator(np.random.Philox(key=seed))
@@ -68,7 +68,7 @@ def defocus_blur(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 
 
 def disk(radius: int, smoothing: float) -> NDArray[np.float64]:
-    """Return a disk of sum 1, its edge smoothed by a small Gaussian; at least 17 × 17 pixels."""
+    """Return a disk kernel with sum 1 and an edge smoothed by a small Gaussian, at least 17 × 17 pixels."""
     half, width = max(8, radius), 3 if radius <= 8 else 5
     grid = np.arange(-half, half + 1)
     flat = (grid[:, None] ** 2 + grid[None, :] ** 2 <= radius**2).astype(np.float64)
@@ -86,7 +86,7 @@ def glass_blur(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
     source = list(range(height * width))
     for _ in range(rounds):
         across, down = rng.integers(-reach, reach, size=(2, len(here)))
-        # The published loop intends to swap two pixels, but copies the neighbour, since it writes through views.
+        # As in the published loop: meant to swap two pixels, it writes through views and only copies the neighbour.
         for place, other in zip(
             here.tolist(), (here + down * width + across).tolist(), strict=True
         ):
@@ -105,7 +105,7 @@ def motion_blur(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 
 
 def smear(x: NDArray[np.float64], radius: int, sigma: float, degrees: float) -> NDArray[np.float64]:
-    """Apply ImageMagick's motion blur: half a Gaussian along a line, whole pixels, edges repeated."""
+    """Apply ImageMagick's motion blur: half a Gaussian along a line, in whole pixels, with repeated edges."""
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -170,7 +170,7 @@ def frost(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 
 
 def ice_crystals(side: int, rng: np.random.Generator) -> Pixels:
-    """Return drawn ice, 0–1 `[side, side, 3]`, with the mean and contrast of ImageNet-C's photographs."""
+    """Return an ice texture, 0–1 `[side, side, 3]`, with the mean and contrast of ImageNet-C's photographs."""
     patches = plasma(1.7, rng)[:side, :side]
     needles = np.zeros((side, side))
     for degrees in rng.uniform(0, 180, size=4):
@@ -186,7 +186,7 @@ def ice_crystals(side: int, rng: np.random.Generator) -> Pixels:
 
 
 _ICE_MEAN, _ICE_SPREAD = np.array([0.57, 0.65, 0.70]), 0.11
-"""Mean and standard deviation of the five photographs that the published function draws from."""
+"""Mean and standard deviation of the five photographs that the published function uses."""
 
 
 def fog(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
@@ -200,7 +200,7 @@ def plasma(decay: float, rng: np.random.Generator, side: int = 256) -> NDArray[n
     """Return a cloud by the diamond-square algorithm on a torus, 0–1 `[side, side]`.
 
     Each round halves the step and sets the centres of squares, then of diamonds, to the mean of their four corners plus
-    noise. The range of the noise is the square of a wobble (100 at first) that shrinks by `decay`.
+    noise. The noise range is the square of a parameter that starts at 100 and is divided by `decay` in each round.
     """
     field = np.zeros((side, side))
     step, wobble = side, 100.0
@@ -224,7 +224,7 @@ def plasma(decay: float, rng: np.random.Generator, side: int = 256) -> NDArray[n
 
 
 def brightness(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
-    # HSV with a higher V: hue and saturation are kept, so the channels keep their proportion.
+    # Raise V in HSV: hue and saturation, and so the ratios of the channels, do not change.
     value = x.max(axis=2, keepdims=True)
     raised = np.minimum(value + (0.1, 0.2, 0.3, 0.4, 0.5)[level], 1)
     return np.asarray(np.where(value > 0, x * raised / np.maximum(value, 1e-12), raised))
@@ -236,7 +236,7 @@ def contrast(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 
 
 def elastic_transform(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
-    # 244 instead of 224 is in the published function.
+    # The published function uses 244 instead of 224.
     strength, smoothness, shear = (
         (244 * 2, 244 * 0.7, 244 * 0.1),
         (244 * 2, 244 * 0.08, 244 * 0.2),

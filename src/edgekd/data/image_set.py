@@ -19,7 +19,7 @@ from edgekd.data.sources.layouts import class_names
 from edgekd.data.sources.source import FileReader, Source
 
 NO_CLASS = -1
-"""Label of an image of none of the classes, or without a label."""
+"""Label of an image without a label or of none of the classes."""
 _LONGEST_NAME = 255
 """Maximum length of a class or domain name, as for folder names."""
 
@@ -29,14 +29,14 @@ class ImageSet:
     """N labelled images, in a fixed order. Picklable; `read` may be called from many threads.
 
     Attributes:
-        name: for reports.
+        name: name for reports.
         classes: in label order, as the user wrote them.
-        domains: `("all",)` when the data has no domains.
-        labels, domain_of: int64 `[N]`, index into `classes` and `domains`.
+        domains: `("all",)` if the data has no domains.
+        labels, domain_of: int64 `[N]`, indices into `classes` and `domains`.
         keys: 32 hex digits of each image's content hash.
         ids: readable and unique, for example `sketch/dog/5282.png`.
         roles: `train`, `val` or `test` per image if the data is already split, else None.
-        reader: returns the i-th image, RGB; the second argument is the `draft` of `read`, which it may ignore.
+        reader: returns the i-th image, RGB. The second argument is the `draft` of `read`, which may be ignored.
     """
 
     name: str
@@ -61,13 +61,13 @@ class ImageSet:
         reader: Callable[..., Image.Image],
         classes: tuple[str, ...] = (),
     ) -> ImageSet:
-        """Return images that show none of `classes`, or whose class is not given: every label is `NO_CLASS`."""
+        """Return a set of images without labels, in which every label is `NO_CLASS`."""
         labels = np.full(len(keys), NO_CLASS, dtype=np.int64)
         places = np.zeros(len(keys), dtype=np.int64)
         return cls(name, classes, ("all",), labels, places, tuple(keys), tuple(ids), None, reader)
 
     def of_classes(self, names: Sequence[str]) -> ImageSet:
-        """Return the images of these classes alone, labelled in the order of `names`, which must be known."""
+        """Return only the images of these classes, labelled in the order of `names`, which must exist."""
         for name in names:
             check_known(name, self.classes, f'{self.name} has no class "{name}".')
         place = np.full(len(self.classes), -1, dtype=np.int64)
@@ -76,7 +76,7 @@ class ImageSet:
         return replace(self.at(kept), classes=tuple(names), labels=place[self.labels[kept]])
 
     def at(self, kept: NDArray[np.int64]) -> ImageSet:
-        """Return the images at these indices alone, in that order, with the same classes and domains."""
+        """Return only the images at these indices, in that order, with the same classes and domains."""
         chosen, reader = kept.tolist(), self.reader
         if isinstance(reader, FileReader):  # its files can be copied to a device
             reader = FileReader(reader.root, tuple(reader.paths[i] for i in chosen))
@@ -100,7 +100,7 @@ class ImageSet:
         """Return the image at `index`, RGB, 8 bits.
 
         Args:
-            draft: short side in pixels below which a JPEG file is not reduced while it is decoded; None: every pixel.
+            draft: minimum short side in pixels if a JPEG is decoded at reduced size. None: decode at full size.
         """
         return self.reader(index) if draft is None else self.reader(index, draft)
 
@@ -133,13 +133,13 @@ class JoinedReader:
 def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
     """Load `spec`: `toy`, a folder, a manifest (`.csv`, `.parquet`, COCO's `.json`), WebDataset shards, or `hf:NAME`.
 
-    Files that cannot be read are left out, with one warning. The order is that of the paths.
+    Unreadable files are left out, with one warning. Images are sorted by path.
 
     Args:
-        one_class: whether images of a single class are allowed, as for a test set.
+        one_class: whether images of a single class are allowed, as in a test set.
 
     Raises:
-        EdgekdError: as `open_source`; only one class.
+        EdgekdError: as for `open_source`, or if there is only one class.
     """
     if str(spec) == "toy":
         return toy_images()
@@ -149,7 +149,7 @@ def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
 def toy_images(seed: int = 0, per_class: int = toy.PER_CLASS, world: bool = False) -> ImageSet:
     """Return the toy suite with `per_class` images of each class in each domain.
 
-    Suites with other seeds, and the teacher's (`world`), have no image in common with it.
+    Suites with different seeds, or of the teacher (`world`), have no images in common.
     """
     reader = toy.ToyReader(seed, per_class, world)
     places = np.array([reader.place(i) for i in range(len(reader))], dtype=np.int64)
@@ -177,7 +177,7 @@ def _labelled(source: str, found: Source, one_class: bool) -> ImageSet:
     if len(labels) < 2 and not one_class:
         raise EdgekdError(
             f'{source} has only one class, "{scan.shown(entries[0].label)}".',
-            f"A classifier needs two; {scan.CONVENTIONS}",
+            f"A classifier needs at least two; {scan.CONVENTIONS}",
         )
     class_order = scan.order_classes(labels)
     domain_order = sorted({entry.domain or "all" for entry in entries})
@@ -217,7 +217,7 @@ def _positions(names: list[str], order: list[str]) -> NDArray[np.int64]:
 
 
 def _warn_of(images: ImageSet) -> None:
-    """Warn of classes missing in a domain, equal images with different labels, and class names that are too similar."""
+    """Warn about classes missing in a domain, equal images with different labels, and class names that are alike."""
     present = set(zip(images.domain_of.tolist(), images.labels.tolist(), strict=True))
     for d, domain in enumerate(images.domains):
         lacking = [name for c, name in enumerate(images.classes) if (d, c) not in present]
@@ -233,15 +233,15 @@ def _warn_of(images: ImageSet) -> None:
             contradictions.add(
                 "same content, different label", f"{images.ids[other]} and {images.ids[index]}"
             )
-    contradictions.warn(f"{images.name} contradicts itself")
+    contradictions.warn(f"{images.name} has contradictory labels")
     alike = [", ".join(f'"{name}"' for name in group) for group in like_names(images.classes)]
     if alike:
         warn(
-            f"classes of {images.name} that differ in case, spaces, hyphens or underscores only: {some(alike)}. A "
-            "teacher reads them alike, and of each pair one can never win. Bring them together, or use classes.txt."
+            f"classes of {images.name} differ only in case, spaces, hyphens or underscores: {some(alike)}. Their text "
+            "embeddings are the same, so a teacher cannot distinguish them. Merge them, or rename them in classes.txt."
         )
 
 
 def some(names: Sequence[str]) -> str:
-    """Return the first six of the names as text."""
+    """Return the first six names as text."""
     return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")

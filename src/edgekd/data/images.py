@@ -1,4 +1,4 @@
-"""Decode images of users to upright, opaque RGB with 8 bits per channel."""
+"""Decode image files to upright, opaque RGB with 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 from edgekd.core.readers import NOT_REGULAR, open_regular
 
 MAX_MEGAPIXELS = 100
-"""Larger images are refused by their header, before a pixel is decoded."""
+"""Maximum size, checked in the header before decoding."""
 
 MAX_ASPECT = 100
 """Maximum aspect ratio, since an image resized by its short side could otherwise have any number of pixels."""
 
 MAX_BYTES = 10**9
-"""Larger files are refused unread."""
+"""Maximum file size, checked before reading."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Supported formats; Pillow's other plug-ins are not used (EPS, for example, would start Ghostscript)."""
@@ -31,7 +31,7 @@ EXTENSIONS = frozenset((
 
 _SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
-# EXIF 2.32, tag 0x0112: what undoes each way the camera was held.
+# EXIF 2.32, tag 0x0112: orientation → the operation that reverses it.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,14 +42,14 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Decoding runs in threads, where warnings.catch_warnings is unsafe. Everything Pillow would warn of (large images,
-# odd metadata) is either refused below or harmless to the pixels.
+# Decoding runs in threads, where warnings.catch_warnings is unsafe. Pillow warns about large images, which are refused
+# below, and about unusual metadata, which does not affect pixels.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class UnreadableImage(Exception):
-    """A file that yields no picture; `reason` is a short category, the same for all files with the same fault."""
+    """Raised for a file that cannot be decoded; `reason` is a short category of the fault."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -59,11 +59,11 @@ class UnreadableImage(Exception):
 def decode(source: Path | bytes, *, draft: int | None = None) -> Image.Image:
     """Decode a file, or a file's bytes, to an upright RGB image with 8 bits per channel. Thread-safe.
 
-    The first frame of an animation counts; transparency lies on white; 16-bit channels keep their high byte; EXIF
-    orientation is applied; embedded colour profiles are not.
+    Uses the first frame of an animation, a white background for transparency, and the high byte of 16-bit channels.
+    EXIF orientation is applied, and embedded colour profiles are ignored.
 
     Args:
-        draft: short side in pixels; a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, never below it.
+        draft: minimum short side in pixels; a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if it stays above.
 
     Raises:
         UnreadableImage: see its `reason`.
@@ -90,20 +90,20 @@ def decode(source: Path | bytes, *, draft: int | None = None) -> Image.Image:
         ) from error
     except MemoryError:
         raise
-    # Pillow's parsers raise OSError, SyntaxError, struct.error, ValueError, IndexError and more for hostile bytes.
+    # Pillow raises OSError, SyntaxError, struct.error, ValueError, IndexError and others for malformed files.
     except Exception as error:
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         raise UnreadableImage("truncated" if cut else "damaged") from error
 
 
 def check_content(source: Path | bytes) -> tuple[str, str]:
-    """Return content key and "" of a readable image, or "" and the reason for an unreadable one.
+    """Return (content key, "") for a readable image, or ("", reason) for an unreadable one.
 
     The key is the first 32 hex digits of the SHA-256 of the file.
     """
     try:
         content = source if isinstance(source, bytes) else read_bytes(source)
-        # A JPEG decodes faster at a fraction of its size, and truncated or damaged ones still fail.
+        # JPEGs decode faster at reduced size, and truncated or damaged ones still fail.
         decode(content, draft=32)
     except UnreadableImage as error:
         return "", error.reason
@@ -130,7 +130,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return a file's content; raise `UnreadableImage` for errors of the system."""
+    """Return a file's content; raise `UnreadableImage` if it cannot be read."""
     try:
         with open_regular(path) as handle:
             data = handle.read(MAX_BYTES + 1)
@@ -157,14 +157,14 @@ def _orientation(image: Image.Image) -> int:
 
 def _opaque_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        # Pillow's conversion clips at 255. It keeps the high byte of 16-bit colour, so the same is done for grey.
+        # Pillow clips 16-bit grey at 255, but keeps the high byte of 16-bit colour. Keep the high byte of both.
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)).convert(
             "RGB"
         )
     if image.mode in ("I", "F"):
         raise UnreadableImage("pixels of unknown range")
     if image.mode == "CMYK":
-        # Pillow treats every CMYK JPEG as Adobe's, which stores inverted values; without the marker they are not.
+        # Pillow inverts every CMYK JPEG, but only those with Adobe's marker store inverted values.
         plain = image.format in ("JPEG", "MPO") and "adobe" not in image.info
         return (ImageChops.invert(image) if plain else image).convert("RGB")
     if image.has_transparency_data:

@@ -1,4 +1,4 @@
-"""Resizing for all measurements, with numpy and Pillow only (part of the device agent)."""
+"""Image resizing for all measurements. Part of the device agent: only numpy and Pillow."""
 
 from __future__ import annotations
 

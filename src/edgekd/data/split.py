@@ -1,7 +1,7 @@
 """The split of images into train, val, ID test and OOD test, which is stored with the run.
 
-A group (one class of one domain) is ordered by a hash of the seed and the image's content, then split 80/10/10. So the
-split does not depend on file names or folders, and other images only affect those at the two boundaries.
+Each group (one class of one domain) is sorted by a hash of the seed and the image's content, then split 80/10/10. The
+split therefore does not depend on file names or folders, and added images only move those at the two boundaries.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgekd.data.image_set import ImageSet, some
 ROLES = ("train", "val", "id_test", "ood_test")
 _SCHEMA_VERSION = 1
 _HELD_OUT = 10
-"""One in this number of images goes to val, and the same number to id_test."""
+"""One in this number of images is used for val, and as many for id_test."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +34,13 @@ class Split:
     """Sorted int64 indices into an `ImageSet`, with the rule of the split.
 
     Attributes:
-        train, val, id_test: of the source domains.
-        ood_test: every image of `test_domain`, the domain left out; empty where none is.
-        rule: as a sentence.
-        seed: of the order inside a group.
-        hash: 16 hex digits over contents and roles; the same wherever the images lie.
-        entries: role → image id → content key, as `split.json` stores it.
-        train_domains: sorted; empty where the data has none.
+        train, val, id_test: images of the source domains.
+        ood_test: all images of `test_domain`, the domain left out; empty if there is none.
+        rule: the rule of the split, as a sentence.
+        seed: seed of the order within a group.
+        hash: 16 hex digits, a hash of contents and roles that does not depend on paths.
+        entries: role → image id → content key, as in `split.json`.
+        train_domains: sorted; empty if the data has no domains.
     """
 
     train: NDArray[np.int64]
@@ -56,9 +56,9 @@ class Split:
     unlabelled: Mapping[str, str] = field(default_factory=dict)
     """Image id → content key of unlabelled training images, which have no role and are not in the hash."""
     unlabelled_domains: tuple[str, ...] = ()
-    """Possible names of domains seen without labels: those of sources and their top-level folders."""
+    """Possible names of domains with unlabelled training images: names of sources and their top-level folders."""
     before: Mapping[str, str] = field(default_factory=dict)
-    """Content key → itself, for every training image of the runs from which this one started."""
+    """Content key → content key of every training image of the runs from which this one started."""
 
     def write(self, path: Path) -> None:
         """Write `split.json`: schema_version, rule, seed, test_domain, train_domains, hash, roles {image id: key}."""
@@ -80,7 +80,7 @@ class Split:
 
 
 def with_roles(images: ImageSet, split: Split, rule: str, **roles: list[int]) -> Split:
-    """Return the split with other indices in some roles, and a sentence appended to its rule."""
+    """Return the split with the given roles replaced and a sentence appended to its rule."""
     chosen = {role: getattr(split, role).tolist() for role in ROLES} | roles
     return build_split(
         images, chosen, test_domain=split.test_domain, rule=f"{split.rule} {rule}", seed=split.seed
@@ -90,12 +90,12 @@ def with_roles(images: ImageSet, split: Split, rule: str, **roles: list[int]) ->
 def make_split(images: ImageSet, *, test_domain: str = "auto", seed: int = 0) -> Split:
     """Split `images`.
 
-    With several domains one is left out as `ood_test`; each class of each other domain is cut 80/10/10 into train, val
-    and id_test (or by its folders or manifest). Of 2 images one trains, of 1 that one. The same content never lies on
-    both sides: what is also in a given test set or in the domain left out does not train.
+    With several domains, one is left out as `ood_test`. Each class of each other domain is split 80/10/10 into train,
+    val and id_test, or as given by folders or a manifest. One or two images of a class give one training image. Equal
+    contents are never on both sides: images that are also in a given test set or in the unseen domain are not used.
 
     Args:
-        test_domain: a domain's name, `auto` (the alphabetically last of several, none of one) or `none`.
+        test_domain: a domain's name, `auto` (the alphabetically last one, or none if there is only one) or `none`.
 
     Raises:
         EdgekdError: the domain is unknown, a class has no training image, or there are too few images.
@@ -146,8 +146,8 @@ def _left_out(images: ImageSet, wanted: str) -> str | None:
         check_known(wanted, images.domains, f'{images.name} has no domain "{wanted}".')
     if len(images.domains) == 1:
         raise EdgekdError(
-            f"{images.name} has only one domain, {images.domains[0]}; leaving it out leaves nothing to train on.",
-            "Use --test-domain none to split it in domain only.",
+            f"{images.name} has only one domain, {images.domains[0]}, and it is needed for training.",
+            "Use --test-domain none to split it only in domain.",
         )
     return images.domains[-1] if wanted == "auto" else wanted
 
@@ -173,7 +173,7 @@ def grouped(images: ImageSet, indices: Iterable[int]) -> list[list[int]]:
 def _with_copies(
     images: ImageSet, pool: list[int], role_of: dict[str, str]
 ) -> dict[str, list[int]]:
-    """Return role → indices of `pool`, by the role of each one's content."""
+    """Return role → indices of `pool` whose content has the role."""
     chosen: dict[str, list[int]] = {role: [] for role in ROLES}
     for index in pool:
         chosen[role_of[images.keys[index]]].append(index)
@@ -181,7 +181,7 @@ def _with_copies(
 
 
 def _portion(count: int) -> int:
-    """Return a tenth, half rounded up, at least one."""
+    """Return a tenth of `count`, with halves rounded up, and at least one."""
     return max(1, math.floor(count / _HELD_OUT + 0.5))
 
 
@@ -193,7 +193,7 @@ def _cut_groups(images: ImageSet, source: list[int], seed: int) -> dict[str, lis
         if len(order) == 1:
             roles = ["train"]
         elif len(order) == 2:
-            # Too few for both: the content determines which set gets the second one.
+            # Too few for val and id_test: the content hash determines which one gets the second image.
             roles = ["train", "val" if int(images.keys[order[1]], 16) % 2 else "id_test"]
         else:
             roles = ["val"] * held + ["id_test"] * held + ["train"] * (len(order) - 2 * held)
@@ -202,7 +202,7 @@ def _cut_groups(images: ImageSet, source: list[int], seed: int) -> dict[str, lis
 
 
 def _as_given(images: ImageSet, source: list[int], seed: int) -> tuple[dict[str, list[int]], str]:
-    """Return the roles of the layout; a missing set is a tenth of train."""
+    """Return the roles given by the data; a missing set is a tenth of train."""
     assert images.roles is not None
     given: dict[str, list[int]] = {"test": [], "val": [], "train": []}
     holder: dict[str, str] = {}
@@ -222,9 +222,9 @@ def _as_given(images: ImageSet, source: list[int], seed: int) -> tuple[dict[str,
             if len(group) > 1:
                 held = shuffled(images, group, seed)[: _portion(len(group))]
                 role_of |= {images.keys[index]: name for index in held}
-    rule = "the data's own train, val and test are taken"
+    rule = "the data's own train, val and test are used"
     if missing:
-        rule += f", {' and '.join(missing)}, which it lacks, as a tenth of train by content hash,"
+        rule += f", with a tenth of train by content hash for the missing {' and '.join(missing)},"
     pool = [index for index in source if index not in clashing]
     return _with_copies(images, pool, role_of), rule
 
@@ -233,7 +233,7 @@ def _warn_dropped(images: ImageSet, indices: list[int], reason: str) -> None:
     dropped = Tally()
     for index in indices:
         dropped.add(reason, images.ids[index])
-    dropped.warn(f"images of {images.name} in no part of the split")
+    dropped.warn(f"images of {images.name} left out of the split")
 
 
 def build_split(
@@ -277,23 +277,23 @@ def _check(images: ImageSet, split: Split) -> None:
     for role, indices in (("val", split.val), ("id_test", split.id_test)):
         if not len(indices):
             raise EdgekdError(
-                f"{images.name} has too few images to set any aside for {role}.",
+                f"{images.name} has too few images to hold out any for {role}.",
                 "Give at least 3 different images per class and domain.",
             )
 
 
 def read_split(path: Path, images: ImageSet) -> Split:
-    """Find the images of a `split.json` in `images`: by id and content, or by content only if they were moved.
+    """Return the split of a `split.json`, finding its images in `images` by id and content, or only by content.
 
     Raises:
-        EdgekdError: the file is not a split, or an image is missing or altered.
+        EdgekdError: the file is not a split, or an image is missing or was changed.
     """
     stored = read_stored_split(path)
     entries = {role: stored.roles[role] for role in ROLES}
     if _hash(entries) != stored.hash:
         raise EdgekdError(
-            f"The split at {path} was altered: its hash differs.",
-            "Restore the file that was written.",
+            f"The split at {path} was changed, since its hash differs.",
+            "Restore the original file.",
         )
     chosen = _located(path, images, entries)
     used = {index for indices in chosen.values() for index in indices}
@@ -315,7 +315,7 @@ def read_split(path: Path, images: ImageSet) -> Split:
 
 
 class StoredSplit(BaseModel):
-    """Content of `split.json`; control characters in texts are escaped."""
+    """Content of `split.json`, with control characters in texts escaped."""
 
     model_config = ConfigDict(frozen=True)
     rule: str
@@ -337,7 +337,7 @@ class StoredSplit(BaseModel):
 
 
 def read_stored_split(path: Path) -> StoredSplit:
-    """Read a `split.json` without its images; a missing, damaged or other version is an `EdgekdError`."""
+    """Read a `split.json` without images; a missing or damaged file, or another version, is an `EdgekdError`."""
     data = printable_values(read_object(path, "split"))
     if data.get("schema_version") != _SCHEMA_VERSION:
         raise EdgekdError(

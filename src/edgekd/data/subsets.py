@@ -1,4 +1,4 @@
-"""Subsets for training: unseen classes, few-shot classes, and fractions of the labels."""
+"""Training subsets: unseen classes, few-shot classes, and fractions of the labels."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def run_images(images: ImageSet, config: TrainConfig) -> ImageSet:
 
 
 def check_unseen(config: TrainConfig, images: ImageSet) -> None:
-    """Refuse unseen classes that do not exist or leave too little to train."""
+    """Raise an `EdgekdError` if unseen classes do not exist or leave fewer than two classes."""
     for name in config.unseen_classes:
         check_known(name, images.classes, f'{images.name} has no class "{name}".')
     if config.unseen_classes and len(set(images.classes) - set(config.unseen_classes)) < 2:
         raise EdgekdError(
-            f"{len(set(config.unseen_classes))} of {len(images.classes)} classes are unseen, and two must train.",
-            "Leave fewer classes out.",
+            f"{len(set(config.unseen_classes))} of {len(images.classes)} classes are unseen, and training needs two.",
+            "Leave out fewer classes.",
         )
 
 
 def run_split(config: TrainConfig, images: ImageSet) -> Split:
-    """Return the split of a run on its images (`run_images`), with the labels it may use.
+    """Return the split of a run on its images (`run_images`), restricted to the labels it may use.
 
-    All shots train. Validation and test images do not depend on them.
+    All shots are training images. Validation and test images do not depend on them.
     """
     if config.shots:
         return _with_shots(config, images)
@@ -68,8 +68,8 @@ def half_tested(images: ImageSet, split: Split) -> Split:
     """
     if split.test_domain is None:
         raise EdgekdError(
-            "Images of an unseen domain are to train without labels, and no domain is left out.",
-            "Name one: --test-domain NAME.",
+            "Training on unlabelled images of the unseen domain needs a domain that is left out.",
+            "Give one: --test-domain NAME.",
         )
     order = shuffled(images, split.ood_test.tolist(), split.seed)
     contents = list(dict.fromkeys(images.keys[i] for i in order))
@@ -102,22 +102,22 @@ def _with_shots(config: TrainConfig, images: ImageSet) -> Split:
     )
     chosen = {role: seen[getattr(inner, role)].tolist() for role in ROLES}
     chosen["train"] += np.flatnonzero(is_shot).tolist()
-    shots = "1 image trains" if config.shots == 1 else f"{config.shots} images train"
-    rule = f"{inner.rule} Of each unseen class {shots}, the first by content hash."
+    shots = "1 image is" if config.shots == 1 else f"{config.shots} images are"
+    rule = f"{inner.rule} Of each unseen class, {shots} in train, the first by content hash."
     return build_split(images, chosen, test_domain=None, rule=rule, seed=inner.seed)
 
 
 def fewer_labels(images: ImageSet, split: Split, fraction: float) -> Split:
     """Return the split with a fraction of the training images of each class of each domain, at least one.
 
-    They are the first ones by the hash of the split, so that 1 % is a subset of 10 %.
+    The first ones in the order of the split are used, so that 1 % is a subset of 10 %.
     """
     kept: set[str] = set()
     for group in grouped(images, split.train.tolist()):
         count = max(1, math.floor(fraction * len(group) + 0.5))
         kept |= {images.keys[index] for index in shuffled(images, group, split.seed)[:count]}
     train = [index for index in split.train.tolist() if images.keys[index] in kept]
-    rule = f"Of train, {100 * fraction:g} % of each class of each domain, at least one image, are used."
+    rule = f"Of train, {100 * fraction:g} % of each class of each domain are used, and at least one image."
     return with_roles(images, split, rule, train=train)
 
 
@@ -136,10 +136,10 @@ def unseen_test(images: ImageSet, unseen: Sequence[str]) -> NDArray[np.int64]:
 def take_shots(images: ImageSet, unseen: Sequence[str], count: int, seed: int) -> NDArray[np.int64]:
     """Return sorted indices of the first `count` different images of each unseen class.
 
-    The order is that of the hash of the split, over all domains, so that one shot is a subset of four.
+    The order is that of the split, over all domains, so that one shot is a subset of four.
 
     Raises:
-        EdgekdError: a class has too few images to leave one for the test.
+        EdgekdError: a class has too few images to keep one for the test.
     """
     chosen: list[int] = []
     test = unseen_test(images, unseen)
@@ -149,9 +149,11 @@ def take_shots(images: ImageSet, unseen: Sequence[str], count: int, seed: int) -
             first.setdefault(images.keys[index], index)
         if count >= len(first):
             raise EdgekdError(
-                f'{count} images of the class "{name}" are to be shown, and it has {len(first)} different ones; '
-                "one must be left to test.",
-                f"Choose {len(first) - 1} at most." if len(first) > 1 else "Leave this class out.",
+                f'For {count} shots, the class "{name}" has too few different images ({len(first)}); '
+                "at least one is needed for the test.",
+                f"Use at most {len(first) - 1} shots."
+                if len(first) > 1
+                else "Leave this class out.",
             )
         chosen += shuffled(images, first.values(), seed)[:count]
     return np.array(sorted(chosen), dtype=np.int64)
@@ -160,7 +162,7 @@ def take_shots(images: ImageSet, unseen: Sequence[str], count: int, seed: int) -
 def left_to_test(
     images: ImageSet, unseen: Sequence[str], shots: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return sorted indices of `unseen_test` without the content of the shots."""
+    """Return sorted indices of `unseen_test`, without images whose content is in the shots."""
     shown = {images.keys[index] for index in shots.tolist()}
     return np.array(
         [i for i in unseen_test(images, unseen).tolist() if images.keys[i] not in shown],

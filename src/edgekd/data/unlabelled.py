@@ -19,7 +19,7 @@ from edgekd.data.toy import DOMAINS
 NO_DOMAIN = -1
 """Domain of an unlabelled image."""
 TOY_SEED = 1
-"""Seed of the unlabelled toy images; the labelled suite has seed 0, so they have no image in common."""
+"""Seed of the unlabelled toy images; the labelled suite has seed 0 and so no image in common with them."""
 TOY_PER_CLASS = 20
 NO_DATA = "none"
 """Value of `data` for a run without labelled images."""
@@ -28,16 +28,16 @@ _EXCLUDED = {
     "val": "validation image",
     "id_test": "test image",
     "ood_test": "test image of the unseen domain",
-    "again": "content that is there before",
+    "again": "repeated content",
 }
 
 
 def load_unlabelled(source: str | Path) -> ImageSet:
-    """Load images of no class, in the order of their paths; those that cannot be read are left out, with one warning.
+    """Load images without labels, sorted by path. Unreadable ones are left out, with one warning.
 
     Args:
-        source: as `open_source` takes it without labels, or `toy:STYLE`, 200 drawings of that style that are not in the
-            toy data.
+        source: as for `open_source` without labels, or `toy:STYLE` for 200 images of that style that are not in the toy
+            data.
 
     Raises:
         EdgekdError: the source is missing or has no readable image.
@@ -50,7 +50,7 @@ def load_unlabelled(source: str | Path) -> ImageSet:
 
 
 def _toy_style(style: str) -> ImageSet:
-    check_known(style, DOMAINS, f'The toy data have no style "{style}".')
+    check_known(style, DOMAINS, f'The toy data has no style "{style}".')
     images = toy_images(TOY_SEED, TOY_PER_CLASS)
     images = images.at(np.flatnonzero(images.domain_of == DOMAINS.index(style)))
     return ImageSet.without_labels(style, images.keys, images.ids, images.reader)
@@ -63,19 +63,19 @@ def with_unlabelled(
     limit: int | None = None,
     adapt: int | None = None,
 ) -> tuple[ImageSet, Split]:
-    """Return a run's labelled images with the unlabelled ones behind them, and the split with their contents and names.
+    """Return a run's labelled images followed by unlabelled ones, and the split with their contents and names.
 
-    Images of the split and repeated contents are left out and counted in one warning. Where images of the unseen domain
-    are among them, its style counts as seen without labels.
+    Images of the split and repeated contents are left out and counted in one warning. If images of the unseen domain
+    are among them, the domain counts as trained without labels.
 
     Args:
-        split: of `images`; with the unlabelled images of a run that began before, those are taken again.
-        sources: as `load_unlabelled` takes them.
-        limit: only so many of them, the first by content key.
-        adapt: images of the unseen domain that train without labels, from the half that is not tested.
+        split: split of `images`. If it has unlabelled images, as in a resumed run, the same ones are used again.
+        sources: as for `load_unlabelled`.
+        limit: maximum number of unlabelled images, the first by content key.
+        adapt: number of unlabelled training images of the unseen domain, from the half that is not tested.
 
     Raises:
-        EdgekdError: a source cannot be loaded, no image is left, or images of an earlier start are missing.
+        EdgekdError: a source cannot be loaded, no image is left, or images of a resumed run are missing.
     """
     role_of = {key: role for role in ROLES for key in split.entries[role].values()}
     parts: list[ImageSet] = []
@@ -99,7 +99,7 @@ def with_unlabelled(
             part = replace(part, ids=tuple(f"{scan.shown(source)}/{name}" for name in part.ids))
         ids |= set(part.ids)
         parts.append(part)
-    excluded.warn("unlabelled images that do not train")
+    excluded.warn("unlabelled images left out of training")
     parts = _with_keys(parts, sorted(key for part in parts for key in part.keys)[:limit])
     if adapt:
         assert split.test_domain is not None
@@ -129,7 +129,7 @@ def _with_keys(parts: Sequence[ImageSet], keys: Collection[str]) -> list[ImageSe
 def _check_complete(wanted: Collection[str], there: Collection[str]) -> None:
     if gone := set(wanted) - set(there):
         raise EdgekdError(
-            f"{len(gone):,} of the run's {len(wanted):,} unlabelled images are gone.",
+            f"{len(gone):,} of the run's {len(wanted):,} unlabelled images are missing.",
             "Restore them, or start a new run.",
         )
 
@@ -137,7 +137,7 @@ def _check_complete(wanted: Collection[str], there: Collection[str]) -> None:
 def keep_unlabelled(
     images: ImageSet, split: Split, kept: Collection[str]
 ) -> tuple[ImageSet, Split]:
-    """Drop the unlabelled images whose content key is not in `kept`; arguments and result as in `with_unlabelled`."""
+    """Drop unlabelled images whose content key is not in `kept`; arguments and result as for `with_unlabelled`."""
     assert isinstance(images.reader, JoinedReader)
     found = {name: key for name, key in split.unlabelled.items() if key in kept}
     first, *others = images.reader.parts
@@ -146,7 +146,7 @@ def keep_unlabelled(
 
 
 def join(parts: Sequence[ImageSet]) -> ImageSet:
-    """Concatenate image sets; the first one has the labels, the classes and the domains."""
+    """Concatenate image sets. Labels, classes and domains are those of the first one."""
     first, *others = parts
     if not others:
         return first
@@ -169,25 +169,25 @@ def label_free(
     seed: int = 0,
     before: Path | None = None,
 ) -> tuple[ImageSet, Split]:
-    """Return the images of a run without any label, the held-out ones first, and a split with these in `val`.
+    """Return the images of a run without labels, the held-out ones first, and a split with these in `val`.
 
-    They serve to compare the student with its teacher and an exported file with the student.
+    The held-out images are used to compare the student with its teacher, and exported files with the student.
 
     Args:
-        sources, limit: as of `with_unlabelled`.
-        classes: names that the student learns to distinguish.
-        seed: of the order by content hash in which a tenth is held out.
-        before: `split.json` of the run, where it exists.
+        sources, limit: as for `with_unlabelled`.
+        classes: class names of the student.
+        seed: seed of the order by content hash in which a tenth is held out.
+        before: `split.json` of the run, if it exists.
 
     Raises:
-        EdgekdError: as `with_unlabelled`; fewer than two images.
+        EdgekdError: as for `with_unlabelled`, or with fewer than two images.
     """
     nothing = ImageSet.without_labels("unlabelled images", (), (), JoinedReader(()), classes)
     roles: dict[str, list[int]] = {role: [] for role in ROLES}
     bare = build_split(nothing, roles, test_domain=None, rule="", seed=seed)
     images, made = with_unlabelled(nothing, bare, sources, limit)
     if len(images) < 2:
-        raise EdgekdError("One unlabelled image is too few to train.", "Give more images.")
+        raise EdgekdError("Training needs at least two unlabelled images.", "Give more images.")
     order = shuffled(images, range(len(images)), seed)
     count = max(1, len(order) // 10)
     held, trained = sorted(order[:count]), order[count:]
@@ -202,7 +202,7 @@ def label_free(
         images,
         roles | {"val": list(range(len(held)))},
         test_domain=None,
-        rule="No image has a label; a tenth of them, by content hash, does not train.",
+        rule="No image has a label; a tenth of them, by content hash, is held out of training.",
         seed=seed,
     )
     found = dict(zip(images.ids[len(held) :], images.keys[len(held) :], strict=True))

@@ -37,15 +37,15 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 def make_candidates(config: ExportConfig) -> tuple[list[Path], list[tuple[str, str]]]:
-    """Export a run's student for every runtime that the device has, whatever the target and precision of `config`.
+    """Export a run's student for every runtime on the device, ignoring the target and precision of `config`.
 
     Existing files of the same student are reused, unless `config.overwrite`.
 
     Returns:
-        Folders of the files, and names and reasons of what was left out.
+        Folders of the files, and names and reasons of the candidates that were left out.
 
     Raises:
-        EdgekdError: the device cannot be reached, or there is no file for it.
+        EdgekdError: the device cannot be reached, or no file could be exported for it.
     """
     loaded = load_run(config.run or newest_run())
     targets, left_out = available(config.device)

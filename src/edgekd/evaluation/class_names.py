@@ -35,16 +35,14 @@ def spoken_as(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
         )
     found = tuple(word for word in words if word is not None)
     if len(set(found)) < len(found):
-        raise EdgekdError(
-            f"Two class folders of {name} are one class of the model.", "Bring them together."
-        )
+        raise EdgekdError(f"Two class folders of {name} are one class of the model.", "Merge them.")
     return replace(images, classes=found)
 
 
 def called(names: Sequence[str], classes: Sequence[str]) -> list[str | None]:
-    """Return the name of each of `names` among `classes`, None if there is none; see `spoken_as`.
+    """Return the entry of `classes` that matches each of `names`, or None; see `spoken_as`.
 
-    WordNet ids and class numbers are only looked up if all of `names` are such.
+    WordNet ids and class numbers are only looked up if all `names` have that form.
     """
     plain = {plain_name(known): known for known in classes}
     words: list[str | None] = [None] * len(names)

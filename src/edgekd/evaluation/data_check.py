@@ -74,7 +74,7 @@ class DataCheck:
     """int64 `[domains, classes]`."""
 
     def across(self, pair: Pair) -> str:
-        """Return what a pair lies across: labels, splits, domains, or nothing."""
+        """Return in what the two images of a pair differ: labels, splits, domains, or nothing."""
         images, (a, b) = self.images, (pair.first, pair.second)
         differs = {
             "labels": images.labels[a] != images.labels[b],
@@ -103,7 +103,7 @@ class DataCheck:
         return lines
 
     def _counted(self, pairs: Sequence[Pair]) -> str:
-        """Return how many pairs there are, and how many lie across labels, splits or domains."""
+        """Return the number of pairs, and of those across labels, splits or domains."""
         across = sum(bool(self.across(pair)) for pair in pairs)
         count = f"{len(pairs):,} pairs" + (" or more" if len(pairs) == MOST_PAIRS else "")
         return f"{count}, {across:,} of them across labels, splits or domains" if pairs else "none"
@@ -125,7 +125,7 @@ def check_data(config: DataCheckConfig) -> DataCheck:
     if config.teacher is not None:
         found = _with_teacher(found, config, config.teacher)
     page = html(_document(found))
-    refuse_page(config.out, overwrite=config.overwrite)  # something may have come meanwhile
+    refuse_page(config.out, overwrite=config.overwrite)  # a file may have appeared meanwhile
     write_text(config.out, page)
     return found
 
@@ -155,7 +155,7 @@ def _duplicates(keys: Sequence[str]) -> Iterator[Pair]:
 
 
 def _with_teacher(found: DataCheck, config: DataCheckConfig, spec: str) -> DataCheck:
-    """Add what the teacher's embeddings show."""
+    """Add near-duplicates and probable label errors, from the teacher's embeddings."""
     from torch.nn.functional import softmax
 
     from edgekd.distill.inputs.cache import plain_embeddings
@@ -164,7 +164,7 @@ def _with_teacher(found: DataCheck, config: DataCheckConfig, spec: str) -> DataC
 
     teacher, images = load_teacher(spec), found.images
     if not isinstance(teacher, ClipTeacher):
-        raise EdgekdError(f"{spec} cannot embed new images.", "Name a real teacher, or none.")
+        raise EdgekdError(f"{spec} cannot embed new images.", "Give another teacher, or none.")
     say(f"embedding {len(images):,} images with {teacher.spec} …")
     embeddings = plain_embeddings(teacher, images, np.arange(len(images)))  # [N, D]
     bank = teacher.text_bank(images.classes, templates_for("photo"))

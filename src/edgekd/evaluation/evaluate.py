@@ -36,7 +36,7 @@ from edgekd.targets.session import open_session
 Rows = list[dict[str, Any]]
 Scores = NDArray[np.float32]
 Parts = Sequence[tuple[str | None, NDArray[np.int64]]]
-"""(part of a run, indices of its images), as `gather.parts_of` has them; the part of images without a run is None."""
+"""(part of a run, indices of its images), as in `gather.parts_of`; the part is None for images without a run."""
 NEIGHBOURS = 10
 TEXTS = 5
 RECALL = 5
@@ -108,7 +108,7 @@ def agreement_rows(loaded: LoadedRun, config: EvaluateConfig) -> Rows:
     if (config.teacher or run.teacher) == "none":
         raise EdgekdError(
             f"The recipe {run.recipe} has no teacher to agree with.",
-            "Say which one to compare with: --teacher SPEC.",
+            "Give a teacher to compare with: --teacher SPEC.",
         )
     model = load_teacher(config.teacher) if config.teacher else own_teacher(loaded)
     rows = []
@@ -118,12 +118,12 @@ def agreement_rows(loaded: LoadedRun, config: EvaluateConfig) -> Rows:
         images, indices = suite.images, suite.indices
         part = {"ood": "unseen", "adapted": "adapted"}.get(suite.name.partition(":")[0], "test")
         if set(images.classes) != set(run.classes):
-            raise EdgekdError("These images have other classes than the run.", "Leave --data out.")
+            raise EdgekdError("These images have other classes than the run.", "Omit --data.")
         bank = image_bank(loaded, model, images)
         teacher = plain_embeddings(model, images, indices).numpy()  # [N, D]
         texts = teacher @ bank.vectors.numpy().T
         targets = bank.image_target(torch.from_numpy(teacher)).numpy()
-        # Another teacher's embeddings are of another space.
+        # The embeddings of another teacher are in another space.
         comparable = model.id == run.teacher_id
         for subject, scores, embeddings in _predictions(loaded, images, indices):
             for d, domain in enumerate(images.domains):
@@ -158,11 +158,11 @@ def image_bank(
     prompts: str | None = None,
     descriptions: str | None = None,
 ) -> TextBank:
-    """Return text vectors for these images' classes: the run's own, or made as those were by default.
+    """Return text vectors for the classes of these images: the run's own or, by default, made in the same way.
 
     Args:
-        prompts: other templates than the run's, and then no descriptions but those given here.
-        descriptions: other sentences than the run's, as `descriptions_for` takes them.
+        prompts: templates to use in place of the run's; the run's descriptions are then not used either.
+        descriptions: sentences to use in place of the run's, as in `descriptions_for`.
     """
     own = loaded.bank if loaded and loaded.bank and loaded.bank.teacher_id == teacher.id else None
     described = descriptions_for(descriptions, images.classes) if descriptions else None
@@ -204,7 +204,7 @@ def _predictions(
 
 
 def _compare(scores: Scores, texts: Scores, own: Scores | None, targets: Scores) -> dict[str, Any]:
-    """Return the measures of agreement; those of embeddings are None where there are none to compare."""
+    """Return the measures of agreement; those of embeddings are None if there are no embeddings to compare."""
     found: dict[str, Any] = {
         "top1_agreement": float((scores.argmax(axis=1) == texts.argmax(axis=1)).mean()),
         "m_vlalign": agreement.m_vlalign(scores, texts, TEXTS),

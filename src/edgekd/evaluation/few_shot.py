@@ -1,4 +1,4 @@
-"""Evaluate a finished run on unseen classes, by texts and by a few images."""
+"""Evaluate a finished run on unseen classes, from texts or from a few images."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from edgekd.evaluation.gather import trained_of
 from edgekd.evaluation.subjects import own_teacher
 
 Keys = Literal["student", "teacher"]
-"""Model whose embeddings of the few images are cached."""
+"""Model that embeds the few-shot images for the cache."""
 COPIES = 10
-"""Number of cached teacher embeddings per image; the first is of the plain image (Li et al.'s program)."""
+"""Number of cached teacher embeddings per image; the first is of the plain image (code of Li et al.)."""
 
 
 def can_zero_shot(loaded: LoadedRun) -> bool:
-    """Return whether the student has a text head, which can take new classes."""
+    """Return whether the student has a text head, to which classes can be added."""
     return loaded.student.embeds and loaded.student.head is None and loaded.bank is not None
 
 
 def new_vectors(loaded: LoadedRun, classes: Sequence[str]) -> Tensor:
-    """Return text vectors of new classes in the space that the student learned, float32 `[classes, D]`."""
+    """Return text vectors of new classes in the student's space, float32 `[classes, D]`."""
     assert loaded.bank is not None
     teacher = load_teacher(loaded.config.teacher)
     bank = teacher.text_bank(classes, loaded.bank.templates, loaded.descriptions(classes))
@@ -51,7 +51,7 @@ def new_vectors(loaded: LoadedRun, classes: Sequence[str]) -> Tensor:
 def student_scores(
     loaded: LoadedRun, images: ImageSet, indices: NDArray[np.int64], vectors: Tensor | None
 ) -> NDArray[np.float32]:
-    """Return scores float32 `[len(indices), C]`, computed on the accelerator that the run may use."""
+    """Return scores float32 `[len(indices), C]`, computed on the run's accelerator."""
     on_gpu = loaded.config.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     bank = None if vectors is None else vectors.to(device)
@@ -63,16 +63,16 @@ def student_scores(
 def teacher_keys(loaded: LoadedRun, images: ImageSet, shots: NDArray[np.int64]) -> Tensor:
     """Return the teacher's embeddings of the images at `shots`, in the student's space.
 
-    As in Li et al.'s program: the plain image and nine augmented copies, each a key of its own, copy after copy:
-    `[copies · len(shots), D]`; here the copies are the run's views. A file of embeddings has one key per image.
+    As in the code of Li et al., there is a key for the plain image and for each of nine augmented copies, ordered by
+    copy: `[copies · len(shots), D]`. Here the copies are the run's views. A file of embeddings has one key per image.
 
     Raises:
-        EdgekdError: the teacher is gone or another one, or the student does not embed in its space.
+        EdgekdError: the teacher is missing or has changed, or the student does not embed in its space.
     """
     if not can_zero_shot(loaded):
         raise EdgekdError(
             f"The student of {loaded.run.name} ({loaded.run.recipe}) has no text head in the teacher's space.",
-            "Take its own features as keys: --keys student.",
+            "Use the student's features as keys: --keys student.",
         )
     assert loaded.bank is not None
     teacher = own_teacher(loaded)
@@ -96,11 +96,11 @@ def cached_scores(
     texts: Tensor | None,
     keys: Keys = "student",
 ) -> NDArray[np.float32]:
-    """Return scores among `classes` by retrieval from the images at `shots`, float32 `[len(indices), classes]`.
+    """Return scores for `classes` by retrieval from the images at `shots`, float32 `[len(indices), classes]`.
 
     Args:
-        texts: as `new_vectors`, or None for the cache alone.
-        keys: `student`: its embeddings of the plain images, or its features where it does not embed. `teacher`: see
+        texts: as `new_vectors`, or None to use only the cache.
+        keys: `student`: its embeddings of the plain images, or its features if it has no embeddings. `teacher`: see
             `teacher_keys`, which may raise.
     """
     place = {images.classes.index(name): number for number, name in enumerate(classes)}
@@ -118,14 +118,14 @@ def cached_scores(
 def few_shot_scores(
     loaded: LoadedRun, data: str | None, count: int, keys: Keys = "student"
 ) -> tuple[ImageSet, dict[str, NDArray[np.float32]]]:
-    """Score images of new classes, those that the run left out or all of `data`, with `count` images of each class.
+    """Score images of new classes, the unseen ones of the run or all of `data`, with `count` shots per class.
 
     Returns:
-        The tested images, and scores float32 `[N, C]` by method: `zero-shot` (where the student has a text head) and
+        The tested images, and scores float32 `[N, C]` by method: `zero-shot` (if the student has a text head) and
         `retrieval`.
 
     Raises:
-        EdgekdError: no new classes, or one with too few images.
+        EdgekdError: there are no new classes, or one has too few images.
     """
     images = load_images(data or loaded.run.data)
     if data:
@@ -133,7 +133,7 @@ def few_shot_scores(
     classes = images.classes if data else loaded.config.unseen_classes
     known = [name for name in classes if name in loaded.run.classes]
     if not classes or known:
-        what = f"trained on the class {known[0]}" if known else "left no class out"
+        what = f"was trained on the class {known[0]}" if known else "has no unseen classes"
         raise EdgekdError(
             f"{loaded.run.name} {what}.",
             "Give images of new classes: --data DIR, or train with --set 'unseen_classes=[…]'.",
@@ -150,15 +150,15 @@ def few_shot_scores(
 
 
 def _without_trained(images: ImageSet, loaded: LoadedRun) -> ImageSet:
-    """Return the images whose content training has not seen, and warn of the number of the others."""
+    """Return the images that were not used in training, and warn about the number of the others."""
     seen = trained_of([loaded]).roles
     kept = np.flatnonzero([key not in seen for key in images.keys])
     if len(kept) == len(images):
         return images
     if not len(kept):
         raise EdgekdError(
-            f"The run has seen all images of {images.name} in training.",
-            "Give images that it did not see.",
+            f"All images of {images.name} were used in training.",
+            "Give images that were not.",
         )
-    warn(f"{len(images) - len(kept)} images of {images.name} are left out: the run has seen them.")
+    warn(f"{len(images) - len(kept)} images of {images.name}, used in training, are left out.")
     return images.at(kept)

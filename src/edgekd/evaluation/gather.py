@@ -43,10 +43,10 @@ _PART_OF: dict[SuiteKind, str] = {"seen": "test", "adapted": "adapted", "ood": "
 def suites_of(
     loaded: LoadedRun, data: str | None, run: str | None, beside: Sequence[LoadedRun] = ()
 ) -> list[Suite]:
-    """Return the run's own ID and OOD test images; with other `data`, a suite of every domain of it.
+    """Return suites of the run's own ID and OOD test images or, with other `data`, of each of its domains.
 
     Args:
-        beside: further runs that are measured on these suites; what one of them saw is unseen for none.
+        beside: further runs to measure on these suites; training images of any run are left out for all.
     """
     if data is None and loaded.run.data == NO_DATA:
         return []
@@ -58,10 +58,10 @@ def suites_of(
         if data is None:
             raise
     say(
-        f"{images.name} is not the data of this run: each of its domains is a suite, without what the run has seen"
+        f"{images.name} is not the data of this run: each domain is a suite, without images used in training"
     )
     name = load_images(data).name
-    # Domains are called by their own names here, as there is only one set of images.
+    # There is only one set of images here, so domains keep their own names.
     return [
         replace(suite, name=suite.name.replace(f":{name}/", ":", 1))
         for suite in builder.folder(name, data)
@@ -69,7 +69,7 @@ def suites_of(
 
 
 def trained_of(runs: Sequence[LoadedRun]) -> Trained:
-    """Return the training data of all runs together."""
+    """Return the combined training data of all runs."""
     return all_trained([read_trained(loaded.folder / "split.json") for loaded in runs])
 
 
@@ -78,9 +78,9 @@ def parts_of(
 ) -> list[tuple[str, NDArray[np.int64]]]:
     """Return indices of images by their part in the run.
 
-    `train`, `val`, `unlabelled` and `before` are those of its split. `test` are the run's test images and other images
-    of training domains, `adapted` images of domains seen without labels, `unseen` images of other domains or classes,
-    and `unused` images of the run's data that are in no part of its split.
+    `train`, `val`, `unlabelled` and `before` are as in its split. `test` has the run's test images and other images of
+    training domains, `adapted` images of domains with unlabelled training images, `unseen` images of other domains or
+    classes, and `unused` images of the run's data that are not in its split.
     """
     stored = read_stored_split(loaded.folder / "split.json")
     trained = trained_of([loaded])
@@ -107,7 +107,7 @@ def parts_of(
 
 
 def context_of(loaded: LoadedRun) -> dict[str, Any]:
-    """Return the report's facts about a run besides its numbers."""
+    """Return facts about a run for the report, without measurements."""
     run, split = loaded.run, read_stored_split(loaded.folder / "split.json")
     fields = {
         "name", "student", "recipe", "teacher", "data", "seed", "steps", "train_seconds", "selection", "split_hash",
@@ -128,8 +128,8 @@ class Gathered:
 
     Attributes:
         contexts: one mapping per run; see `context_of`.
-        home: the folder whose `benchmark/` is the report's by default.
-        compared: the two artifacts to compare, if any are.
+        home: the folder in which `benchmark/` is the default report folder.
+        compared: the two artifacts to compare, or None.
     """
 
     subjects: list[Subject]
@@ -140,13 +140,13 @@ class Gathered:
 
 
 def gather(config: BenchmarkConfig) -> Gathered:
-    """Return runs and artifacts with the suites that they are measured on.
+    """Return runs and artifacts with the suites to measure them on.
 
     Raises:
-        EdgekdError: a path that is neither, images that do not fit, an unknown suite, artifacts of different splits.
+        EdgekdError: another path, images that do not fit, an unknown suite, or artifacts of different splits.
     """
     for name in config.suites:
-        check_known(name, COMPUTED, f'There is no suite "{name}" to compute.')
+        check_known(name, COMPUTED, f'"{name}" is not a computed suite.')
     wilds, plain = wilds_named(config.ood)
     named: dict[str, Any] = {
         "ood": named_folders(plain, "--ood"),
@@ -173,8 +173,8 @@ def gather(config: BenchmarkConfig) -> Gathered:
     for place in alone:
         if not config.data and not any(named.values()):
             raise EdgekdError(
-                f"{place} lies outside its run, so its images cannot be found.",
-                "Say what to measure on: --data DIR or --ood NAME=DIR.",
+                f"{place} is not in its run's folder, so its images cannot be found.",
+                "Give test images: --data DIR or --ood NAME=DIR.",
             )
         subjects.append(lone_artifact(place, subjects, loaded, elsewhere=elsewhere))
     suites, trained = _own_suites(loaded, alone, config.data)
@@ -198,9 +198,9 @@ def gather(config: BenchmarkConfig) -> Gathered:
 def _own_suites(
     loaded: Sequence[LoadedRun], alone: Sequence[Path], data: str | None
 ) -> tuple[list[Suite], dict[str, Trained]]:
-    """Return the suites of runs and lone artifacts, and run → what it saw.
+    """Return the suites of runs and lone artifacts, and run → its training data.
 
-    An artifact away from its run is measured on another run's images only if these were split alike.
+    An artifact without its run is measured on another run's images only if both have the same split.
     """
     suites: list[Suite] = []
     if len({one.run.split_hash for one in loaded}) == 1:
@@ -214,8 +214,8 @@ def _own_suites(
         source = artifact.source
         if loaded and source.get("split_hash") != loaded[0].run.split_hash:
             raise EdgekdError(
-                f"{place} was trained on another split than {loaded[0].run.name}, so it may have seen its test images.",
-                "Measure it alone: with --data, or with --ood on images that it has not seen.",
+                f"{place} was trained on another split than {loaded[0].run.name}, perhaps on its test images.",
+                "Measure it separately with --data, or with --ood on images not used in its training.",
             )
         known = trained_of_source(source)
         if data and not loaded and place == alone[0]:
@@ -235,9 +235,9 @@ def _beside_id(
     *,
     corrupted: int,
 ) -> list[Suite]:
-    """Return the suites that belong to in-domain test images: clean counterparts, unknown images, corruptions.
+    """Return the suites that need in-domain test images: clean counterparts, unknown images, corruptions.
 
-    `corrupted` is the number of images in each cell of the corruptions; 0 for none.
+    `corrupted` is the number of images per corruption and severity; 0 for no corruptions.
     """
     more: list[Suite] = []
     insides = [suite for suite in suites if suite.kind == "id"]
@@ -245,7 +245,7 @@ def _beside_id(
         if wanted and not insides:
             raise EdgekdError(
                 f"There are no in-domain test images to {what}.",
-                "Give the run, or with a lone artifact the images of its run: --data DIR.",
+                "Give the run or, for an artifact without its run, the run's images: --data DIR.",
             )
     for inside in insides:
         for subset in suites:
@@ -270,11 +270,11 @@ def further_suites(
     wilds: Sequence[tuple[str, str]] = (),
     texture_shape: str | None = None,
 ) -> list[Suite]:
-    """Return suites of named folders: one for all subjects whose runs have the same classes and training images.
+    """Return suites of named folders, shared by all subjects whose runs have the same classes and training images.
 
     Args:
-        trained: run → what it saw.
-        own: the runs' own suites; images of their unseen domains would count twice in the mean.
+        trained: run → its training data.
+        own: the runs' own suites, whose images of unseen domains are left out, since they would count twice.
         ood, test, wilds: (name, folder).
     """
     builders = {}

@@ -18,7 +18,7 @@ from edgekd.distill.text_bank import TextBank, readable
 from edgekd.evaluation.suites import named_folders
 
 _BASES = ("id", "domain", "folder")
-"""Families of suites that are classified again."""
+"""Families of suites that are classified again with each variant."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class VariantSpec:
     templates: tuple[str, ...] | None
 
     def new(self, classes: Sequence[str]) -> tuple[str, ...]:
-        """Return the added names that are none of the classes."""
+        """Return the added names that are not among the classes."""
         known = {readable(name).casefold() for name in classes}
         return tuple(name for name in self.added if readable(name).casefold() not in known)
 
@@ -42,7 +42,7 @@ class VariantSpec:
         remark = f"the images of {base.name}"
         if self.added:
             names = "name" if len(added) == 1 else "names"
-            remark += f", with {len(added)} class {names} added that no image has"
+            remark += f", with {len(added)} added class {names} that no image has"
         if self.templates is not None:
             word = "templates" if len(self.templates) > 1 else "template"
             remark += f", with {len(self.templates)} other prompt {word}"
@@ -52,7 +52,7 @@ class VariantSpec:
         )  # fmt: skip
 
     def bank(self, teacher: ClipTeacher, bank: TextBank) -> TextBank:
-        """Return the text bank of a run with the changes; names added have no descriptions."""
+        """Return the text bank of a run with this variant; added names have no descriptions."""
         added = self.new(bank.classes)
         classes = (*bank.classes, *added)
         if self.templates is not None:
@@ -65,10 +65,10 @@ class VariantSpec:
 
 
 def read_variant(name: str, path: Path) -> VariantSpec:
-    """Read a file in which a line with `{}` is a template in place of the run's, every other line a class name to add.
+    """Read a prompt variant: lines with `{}` are templates that replace the run's, all others are class names to add.
 
     Raises:
-        EdgekdError: no such file, nothing in it, a template with several `{}`.
+        EdgekdError: the file is missing or empty, or a template has several `{}`.
     """
     text = read_text(path, "vocabulary", "Write one name or template per line.")
     lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
@@ -87,14 +87,14 @@ def with_prompt_variants(
     suites: Sequence[Suite],
     given: Sequence[str],
 ) -> tuple[list[Subject], list[Suite]]:
-    """Return the subjects with their variants, and the suites with ID and unseen ones once more for each variant.
+    """Return the subjects with their variants, and the suites with copies of the ID and unseen ones for each variant.
 
     Args:
-        runs: their banks and students; a model whose classes are fixed stays as it is.
+        runs: their text banks and students; models with fixed classes are unchanged.
         given: `NAME=FILE` strings.
 
     Raises:
-        EdgekdError: a file that cannot be used, or no subject that can change its prompts.
+        EdgekdError: a file cannot be used, or all subjects have fixed classes.
     """
     named = named_folders(given, "--vocabulary", "FILE")
     variants = [read_variant(name, Path(path)) for name, path in named]
@@ -109,8 +109,8 @@ def with_prompt_variants(
                 changed.setdefault(number, {}).update((suite.name, model) for suite in again)
     if not changed:
         raise EdgekdError(
-            "None of these models can take other prompts: their classes are fixed.",
-            "Name a run whose student has a text head and whose teacher can embed text.",
+            "None of these models can use other prompts, since their classes are fixed.",
+            "Give a run whose student has a text head and whose teacher can embed text.",
         )
     with_variants = [replace(one, variants=changed.get(n, {})) for n, one in enumerate(subjects)]
     return with_variants, [*suites, *more]
@@ -119,7 +119,7 @@ def with_prompt_variants(
 def _models(
     loaded: LoadedRun, variant: VariantSpec, subjects: Sequence[Subject]
 ) -> dict[int, PromptVariant]:
-    """Return position → the model with the variant, of the run's subjects that can take it."""
+    """Return index → model with the variant, for the run's subjects without fixed classes."""
     teacher = load_teacher(loaded.run.teacher) if loaded.bank is not None else None
     if loaded.bank is None or not isinstance(teacher, ClipTeacher):
         return {}
@@ -131,7 +131,7 @@ def _models(
         if subject.kind == "teacher":
             found[number] = (teacher_predict(teacher, bank), bank.classes)
         elif subject.kind == "torch" and loaded.student.embeds and loaded.student.head is None:
-            # In the space that the student learned: less the mean of the texts it was trained with.
+            # In the student's space: minus the mean of the texts it was trained with.
             found[number] = (student_predict(loaded.student, bank.head), bank.classes)
         elif subject.with_classes is not None and subject.classes == loaded.bank.classes:
             found[number] = (subject.with_classes(bank.classes, bank.head.numpy()), bank.classes)

@@ -30,22 +30,22 @@ from edgekd.targets.bank import ClassBank
 from edgekd.targets.session import Session, open_session
 
 COPIED = " (copied)"
-"""Suffix of the run's name of a copied artifact of another student than that of the local run."""
+"""Suffix of the run's name for a copied artifact whose student differs from the local run's."""
 
 
 def run_of(path: Path) -> tuple[Path, list[str]]:
-    """Return the run's folder and the artifacts to measure of a path given to benchmark (a run: all of them)."""
+    """Return the run's folder and the artifacts to measure for a path given to benchmark (all artifacts of a run)."""
     if (path / "artifact.json").is_file():
         return path.parent.parent, [path.name]
     read_run(path)
     artifacts = [folder.name for folder in artifact_folders(path)]
     if not artifacts:
-        say(f"{path} has no exported file (edgekd export), so only its torch student is measured")
+        say(f"{path} has no exported file (edgekd export); only its torch student is measured")
     return path, artifacts
 
 
 def artifact_folders(run: Path) -> list[Path]:
-    """Return the artifacts of a run, sorted; those that failed their parity check, `NAME.failed`, are left out."""
+    """Return the artifacts of a run, sorted, without those that failed their parity check (`NAME.failed`)."""
     folders = (path.parent for path in run.glob("artifacts/*/artifact.json"))
     return sorted(folder for folder in folders if not folder.name.endswith(".failed"))
 
@@ -53,10 +53,10 @@ def artifact_folders(run: Path) -> list[Path]:
 def subjects_of(
     loaded: LoadedRun, artifacts: Sequence[str], *, elsewhere: bool = False
 ) -> list[Subject]:
-    """Return the run's teacher (where it can embed images), its torch student, and the named artifacts.
+    """Return the run's teacher (if it can embed images), its torch student, and the given artifacts.
 
     Args:
-        elsewhere: a device measures the artifacts; those whose runtime is not here are left out otherwise.
+        elsewhere: whether a device measures the artifacts. If not, those whose runtime is missing here are left out.
     """
     subjects = [] if loaded.bank is None else _teacher(loaded)
     subjects.append(_student(loaded))
@@ -78,9 +78,9 @@ def subjects_of(
 def lone_artifact(
     path: Path, others: Sequence[Subject], runs: Sequence[LoadedRun], *, elsewhere: bool = False
 ) -> Subject:
-    """Return an artifact that was copied away from its run, under a name that none of `others` has.
+    """Return an artifact without its run, under a name that none of `others` has.
 
-    Where one of `runs` has the name of its run and another student, that student is not its reference.
+    If one of `runs` has the same name but another student, that student is not its reference.
     """
     subject, folder = _artifact(path, elsewhere), path.resolve()
     source = read_artifact(path, check_hashes=False).source
@@ -93,11 +93,12 @@ def lone_artifact(
 
 
 def own_teacher(loaded: LoadedRun) -> Teacher:
-    """Load the teacher of the run; one that is gone or has other weights by now is an `EdgekdError`."""
+    """Load the teacher of the run; raise `EdgekdError` if it is missing or its weights have changed."""
     model, run = load_teacher(loaded.run.teacher), loaded.run
     if model.id != run.teacher_id:
         raise EdgekdError(
-            f"{run.teacher} is not the teacher {run.name} was trained with.", "Restore its weights."
+            f"{run.teacher} is not the teacher that {run.name} was trained with.",
+            "Restore its weights.",
         )
     return model
 
@@ -110,7 +111,7 @@ def _teacher(loaded: LoadedRun) -> list[Subject]:
         return []
     teacher = own_teacher(loaded)
     assert isinstance(teacher, ClipTeacher)
-    # Two banks may differ in their descriptions alone.
+    # Two banks may differ only in their descriptions.
     texts = short_hash(bank.vectors.numpy().tobytes().hex()) if bank.described else ""
     identity = f"{teacher.id}:{'|'.join(bank.templates)}:{texts}"
     predict, encoder = teacher_predict(teacher, bank), cast(Any, teacher.model).visual
@@ -147,7 +148,7 @@ def _in_torch(
 
 
 def _artifact(folder: Path, elsewhere: bool) -> Subject:
-    """Return an exported file; with `elsewhere` also one whose runtime is not on this machine."""
+    """Return an exported file; with `elsewhere`, its runtime may be missing on this machine."""
     try:
         # Spinning threads would take the cores from the decoding during the accuracy run.
         session = open_session(folder, spinning=False)
@@ -190,12 +191,12 @@ def _with_classes(session: Session, bank: ClassBank) -> Any:
 
 
 def compared_of(subjects: Sequence[Subject], places: Sequence[Path]) -> tuple[Subject, Subject]:
-    """Return the two artifacts to compare, in the order in which they were named; not two are an `EdgekdError`."""
+    """Return the two artifacts to compare, in the given order; another number is an `EdgekdError`."""
     artifacts = [subject for subject in subjects if subject.folder is not None]
     if len(artifacts) != 2:
         raise EdgekdError(
-            f"{len(artifacts)} artifacts cannot be compared; two can.",
-            "edgekd benchmark ARTIFACT_A ARTIFACT_B --compare",
+            f"--compare needs two artifacts, and {len(artifacts)} were given.",
+            "Name two: edgekd benchmark ARTIFACT_A ARTIFACT_B --compare",
         )
 
     def place_of(subject: Subject) -> int:

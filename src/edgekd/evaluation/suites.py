@@ -28,14 +28,14 @@ _NAME = re.compile(r"[\w.+-]+")
 _CUE = re.compile(r"(.+?)\d*-(.+?)\d*$")
 _IMAGENET_O = re.compile(r"imagenet[-_]?o", re.IGNORECASE)
 _KIND_REMARKS = {
-    "seen": "the run trained on this domain: an in-domain suite, in no mean over unseen domains.",
-    "adapted": "unlabelled images of this domain trained one of the runs, so it is in no mean over unseen domains.",
+    "seen": "the run was trained on this domain, so the suite is in domain and in no mean over unseen domains.",
+    "adapted": "a run was trained on unlabelled images of this domain, so it is in no mean over unseen domains.",
 }
 _ROLES = {
     "train": "trained",
-    "val": "were validated on",
-    "unlabelled": "were seen without labels",
-    "before": "trained the run that this one started from",
+    "val": "were used for validation",
+    "unlabelled": "were trained on without labels",
+    "before": "were used to train the run that this one started from",
     "tested": "are in another suite of an unseen domain",
 }
 
@@ -44,9 +44,9 @@ _ROLES = {
 class SuiteBuilder:
     """Make suites for subjects that have the same classes and the same training images.
 
-    Every method leaves out images whose content is in `trained`, and counts them. All raise `EdgekdError` for images
-    that cannot be loaded, that have a class which is not in `classes`, or of which none is left. Only subjects of `run`
-    are measured on the suites; None: all.
+    Every method leaves out and counts images whose content is in `trained`. All raise `EdgekdError` for images that
+    cannot be loaded, for a class that is not in `classes`, and if no image is left. Only subjects of `run` are measured
+    on the suites (None: all subjects).
     """
 
     classes: tuple[str, ...]
@@ -54,7 +54,7 @@ class SuiteBuilder:
     run: str | None = None
 
     def split(self, images: ImageSet, split: Split) -> list[Suite]:
-        """Return ID test, ID validation (for temperatures) and the domain left out."""
+        """Return suites of the ID test images, the ID validation images (for temperatures) and the unseen domain."""
         suites = []
         if len(split.id_test):
             suites.append(Suite("id", images, split.id_test, self.run))
@@ -64,15 +64,15 @@ class SuiteBuilder:
         return suites or [Suite("id", images, split.val, self.run)]
 
     def folder(self, name: str, spec: str) -> list[Suite]:
-        """Return every domain of any images: `ood:NAME/DOMAIN`, or `seen:` or `adapted:` where training saw the domain.
+        """Return a suite `ood:NAME/DOMAIN` of every domain; `seen:` or `adapted:` if the domain was used in training.
 
-        `spec` is anything `load_images` takes; a DomainBed layout may be one folder deeper.
+        `spec` is an argument of `load_images`; a DomainBed layout may be one folder deeper.
         """
         if _IMAGENET_O.fullmatch(name):
             raise EdgekdError(
-                "ImageNet-O shows objects of no class that a model has: it measures detection, and top-1 means "
-                "nothing.",
-                f"Measure how well the model detects them: --unknown {name}={spec}",
+                "ImageNet-O has only images of unknown classes, so it measures detection and top-1 is not "
+                "defined.",
+                f"Measure out-of-distribution detection: --unknown {name}={spec}",
             )
         images, held, remarks = self._held_out(name, spec)
         family: Family = "subset" if len(images.classes) < len(self.classes) else "folder"
@@ -89,10 +89,10 @@ class SuiteBuilder:
         return _not_empty(suites, spec)
 
     def hold_out(self, name: str, spec: str) -> Suite:
-        """Return an in-domain hold-out as `test:NAME`, all its domains together; arguments as of `folder`.
+        """Return in-domain test images of all domains as one suite `test:NAME`; arguments as for `folder`.
 
         Raises:
-            EdgekdError: also for a domain that the run left out or saw without labels alone.
+            EdgekdError: also for a domain without labelled training images.
         """
         images, held, remarks = self._held_out(name, spec)
         names = {domain for domain in images.domains if domain != "all"} or {name, images.name}
@@ -100,20 +100,20 @@ class SuiteBuilder:
         for domain in sorted(names):
             if plain_name(domain) in outside - self.trained.domains:
                 raise EdgekdError(
-                    f'The domain "{domain}" of {spec} did not train, so it is no in-domain test.',
+                    f'The run has no labelled training images of the domain "{domain}" of {spec}.',
                     f"Measure it as unseen: --ood {name}={spec}",
                 )
-        remarks = (*remarks, "given as an in-domain test; in no mean over unseen domains.")
+        remarks = (*remarks, "given as an in-domain test, so it is in no mean over unseen domains.")
         suite = Suite(f"test:{name}", images, held, self.run, "test", remarks)
         return _not_empty([self._unseen(suite)], spec)[0]
 
     def cue_conflict(self, name: str, spec: str) -> Suite:
-        """Return images called `SHAPE1-TEXTURE2.png` in folders named by shape (Geirhos et al. 2019).
+        """Return images named `SHAPE1-TEXTURE2.png` in folders named by shape (Geirhos et al. 2019).
 
-        Images whose texture is of the shape's own class show no conflict and are left out.
+        Images with shape and texture of the same class are left out.
 
         Raises:
-            EdgekdError: also for a file name of another form, and a folder that is not its shape.
+            EdgekdError: also for another file name, and for a folder that does not match the shape.
         """
         images = load_images(spec)
         spoken = spoken_as(images, self.classes, name)
@@ -123,8 +123,8 @@ class SuiteBuilder:
             found = _CUE.fullmatch(Path(image_id).stem)
             if found is None or place.get(found[1]) != images.labels[i] or found[2] not in place:
                 raise EdgekdError(
-                    f"{image_id} does not follow the file names of cue-conflict images.",
-                    "They are SHAPE/SHAPE1-TEXTURE2.png, shape and texture both names of class folders.",
+                    f"{image_id} does not have the name of a cue-conflict image.",
+                    "Use SHAPE/SHAPE1-TEXTURE2.png, where both are names of class folders.",
                 )
             texture[i] = place[found[2]]
         conflict = np.flatnonzero(texture != images.labels)
@@ -135,7 +135,7 @@ class SuiteBuilder:
             )
         remarks = []
         if len(conflict) < len(images):
-            remarks.append(f"{len(images) - len(conflict)} images without conflict left out.")
+            remarks.append(f"{len(images) - len(conflict)} images without conflict are left out.")
         if len(images.classes) < len(self.classes):
             remarks.append(self._fewer_classes(images))
         suite = self._unseen(
@@ -144,14 +144,14 @@ class SuiteBuilder:
         return _not_empty([replace(suite, texture=texture[suite.indices])], spec)[0]
 
     def unknown(self, name: str, images: ImageSet, inside: Suite) -> list[Suite]:
-        """Return images that show none of the classes as `unknown:NAME`, to be separated from the images of `inside`.
+        """Return out-of-distribution images as `unknown:NAME`, to be distinguished from the images of `inside`.
 
-        ImageNet-O, known by its suite's name, calls its folders by the classes that its images are mistaken for. Where
-        the subjects have these classes, both sides are restricted to them as its authors do, and the known images are a
-        `clean:` suite that comes along. Images that are also in `inside`'s data are left out.
+        ImageNet-O (recognised by `name`) names its folders after the classes that the images are mistaken for. If the
+        subjects have these classes, both sides are restricted to them, as its authors do, and the known images are
+        returned as an additional `clean:` suite. Images that are also in the data of `inside` are left out.
 
         Raises:
-            EdgekdError: also for a folder called by one of the classes.
+            EdgekdError: also for a folder named like one of the classes.
         """
         folders = sorted({part for image_id in images.ids for part in image_id.split("/")[:-1]})
         words = {f: f if f in self.classes else called([f], self.classes)[0] for f in folders}
@@ -159,11 +159,13 @@ class SuiteBuilder:
         if known and not _IMAGENET_O.fullmatch(name):
             folder, word = next(iter(known.items()))
             meaning = "" if folder == word else f' ("{word}")'
-            hint = "Leave that folder out; images of classes that the model has are measured with --ood NAME=DIR."
+            hint = (
+                "Remove that folder. Use --ood NAME=DIR for images of classes that the model has."
+            )
             if re.fullmatch(r"n\d{8}", folder):
-                hint += " ImageNet-O's folders name the classes that images are mistaken for: --unknown imagenet-o=DIR."
+                hint += " For ImageNet-O, use --unknown imagenet-o=DIR."
             raise EdgekdError(
-                f'The folder "{folder}" of {images.name} is called by a class that the model has{meaning}.',
+                f'The folder "{folder}" of {images.name} is named like a class of the model{meaning}.',
                 hint,
             )
         beside, suites = inside, []
@@ -175,19 +177,19 @@ class SuiteBuilder:
         kept = np.flatnonzero([key not in own for key in images.keys])
         if not len(kept):
             raise EdgekdError(
-                f"All images of {images.name} are images of the run's own data, whose classes the model has.",
-                "Give images of something else.",
+                f"All images of {images.name} are in the run's own data, so their classes are known.",
+                "Give images of other classes.",
             )
         remarks = [
-            f"images of no class that the model has, to be separated from those of {beside.name}; they enter no mean."
+            f"images of unknown classes, to be distinguished from those of {beside.name}; they are in no mean."
         ]
         if beside is not inside:
             remarks.append(
-                f"only the logits of the {len(beside.images.classes)} classes that its folders name are used."
+                f"only the logits of the {len(beside.images.classes)} classes in its folder names are used."
             )
         if len(kept) < len(images):
             remarks.append(
-                f"{len(images) - len(kept)} images left out, since they are among the run's own."
+                f"{len(images) - len(kept)} images are left out, since they are in the run's own data."
             )
         unknown = replace(images, classes=beside.images.classes)
         suite = Suite(
@@ -199,7 +201,7 @@ class SuiteBuilder:
     def _held_out(
         self, name: str, spec: str
     ) -> tuple[ImageSet, NDArray[np.int64], tuple[str, ...]]:
-        """Return images in the words of the subjects, which of them to measure, and remarks about them."""
+        """Return images with the subjects' class names, the indices to measure, and remarks."""
         images = spoken_as(load_images(unwrapped(spec), one_class=True), self.classes, name)
         layout = known_layout(images.domains)
         remarks = [] if layout is None else [layout.remark]
@@ -208,7 +210,7 @@ class SuiteBuilder:
             held = np.asarray([role == "test" for role in images.roles])
             remarks.append("only its test folder is measured.")
         if len(images.classes) == 1:
-            # Chosen among one class, every prediction would be right.
+            # With one candidate class, every prediction would be correct.
             labels = np.full(len(images), self.classes.index(images.classes[0]), dtype=np.int64)
             images = replace(images, classes=self.classes, labels=labels)
             remarks.append(f"all images are of one class, chosen among all {len(self.classes)}.")
@@ -217,10 +219,10 @@ class SuiteBuilder:
         return images, np.flatnonzero(held), tuple(remarks)
 
     def _fewer_classes(self, images: ImageSet) -> str:
-        return f"the class is chosen among these {len(images.classes)}, out of the {len(self.classes)} known."
+        return f"predictions are restricted to these {len(images.classes)} of the {len(self.classes)} classes."
 
     def _unseen(self, suite: Suite) -> Suite:
-        """Return the suite without the images that training has seen; it may have none left."""
+        """Return the suite without the images used in training; it may be empty."""
         keys = [suite.images.keys[index] for index in suite.indices]
         excluded = self.trained.excluded(keys)
         kept = suite.indices[[key not in self.trained.roles for key in keys]]
@@ -228,7 +230,7 @@ class SuiteBuilder:
         return replace(suite, indices=kept, excluded=excluded, remarks=remarks)
 
     def _domain(self, suite: Suite, *names: str) -> Suite:
-        """Return a suite of one domain, also called `names`, under the name that `suite_kind` gives it."""
+        """Return a suite of one domain, also known as `names`, with the prefix given by `suite_kind`."""
         unseen = self._unseen(suite)
         overlap = {role: n / len(suite.indices) for role, n in unseen.excluded.items()}
         kind = suite_kind({suite.name, *names}, overlap, self.trained)
@@ -241,7 +243,7 @@ class SuiteBuilder:
 
 
 def left_out(excluded: Mapping[str, int]) -> list[str]:
-    """Return a remark about images that training has seen, if there are any."""
+    """Return a remark about images that were used in training, if there are any."""
     return [f"images left out: {_counted(excluded)}."] if excluded else []
 
 
@@ -250,12 +252,12 @@ def _counted(excluded: Mapping[str, int]) -> str:
 
 
 def _not_empty(suites: Sequence[Suite], spec: str) -> list[Suite]:
-    """Return the suites that have images left, and warn of the others."""
+    """Return the suites that have images left, and warn about the others."""
     kept = [suite for suite in suites if len(suite.indices)]
     if not kept:
         raise EdgekdError(
             f"No image of {spec} is left to measure: {_counted(suites[0].excluded)}.",
-            "Give images that the run did not see.",
+            "Give images that were not used in training.",
         )
     for suite in suites:
         if not len(suite.indices):
@@ -264,11 +266,11 @@ def _not_empty(suites: Sequence[Suite], spec: str) -> list[Suite]:
 
 
 def lone_suites(images: ImageSet, source: dict[str, Any]) -> tuple[list[Suite], Trained]:
-    """Return suites for an artifact that was copied away from its run, and what is known of its training.
+    """Return suites for an artifact without its run, and the known facts about its training.
 
-    The split is made again by the rule and the seed that the artifact names. Where its hash is the artifact's, the
-    images are those of the run and the suites are its own. Otherwise each domain is a suite, named by `suite_kind` from
-    the domains that the artifact records as trained on.
+    The split is recomputed with the rule and the seed recorded in the artifact. If its hash matches, the images are
+    those of the run and so are the suites. Otherwise each domain is a suite, named by `suite_kind` from the training
+    domains recorded in the artifact.
     """
     trained = trained_of_source(source)
     if (split := _remade(images, source)) is not None:
@@ -281,7 +283,7 @@ def lone_suites(images: ImageSet, source: dict[str, Any]) -> tuple[list[Suite], 
         title = images.name if images.domains == ("all",) else domain
         kind = suite_kind({title}, {}, trained)
         family: Family | None = "folder" if kind == "ood" else kind
-        remarks: tuple[str, ...] = ("Without the run's split training images may be among these.",)
+        remarks: tuple[str, ...] = ("Without the run's split, these may include training images.",)
         if kind == "seen":
             remarks = (f"The artifact was trained on this domain: not a test result. {remarks[0]}",)
         elif kind == "adapted":
@@ -301,12 +303,12 @@ def _remade(images: ImageSet, source: dict[str, Any]) -> Split | None:
             images, test_domain=source.get("test_domain") or "none", seed=source["split_seed"]
         )
     except EdgekdError:
-        return None  # other images, which that rule cannot split
+        return None  # other images, to which the rule does not apply
     return split if split.hash == source["split_hash"] else None
 
 
 def clean_suite(inside: Suite, names: Collection[str], suite: str) -> Suite | None:
-    """Return the ID images of these classes, chosen among just these, as the `clean:` counterpart of `suite`."""
+    """Return the ID images of these classes, with predictions restricted to them, as the `clean:` pair of `suite`."""
     images = inside.images
     wanted = [images.classes.index(name) for name in names if name in images.classes]
     indices = inside.indices[np.isin(inside.labels, wanted)]
@@ -315,21 +317,19 @@ def clean_suite(inside: Suite, names: Collection[str], suite: str) -> Suite | No
     place = {old: new for new, old in enumerate(wanted)}
     labels = np.asarray([place.get(int(label), 0) for label in images.labels], dtype=np.int64)
     fewer = replace(images, classes=tuple(images.classes[c] for c in wanted), labels=labels)
-    remark = (
-        f"the in-domain images of the {len(wanted)} classes of {suite}, chosen among just these."
-    )
+    remark = f"the in-domain images of the {len(wanted)} classes of {suite}, with predictions restricted to them."
     title = suite.partition(":")[2]
     return Suite(f"clean:{title}", fewer, indices, inside.run, "clean", (remark,))
 
 
 def corruption_suites(inside: Suite, count: int = CORRUPTION_IMAGES) -> list[Suite]:
-    """Return the 15 × 5 cells on up to `count` images, spread evenly over the ID test images."""
+    """Return suites of 15 corruptions at 5 severities on up to `count` images, evenly spaced in the ID test images."""
     from edgekd.data.corruptions import NAMES, REMARKS, SEVERITIES
 
     chosen, remarks = inside.indices, tuple(REMARKS)
     if len(chosen) > count:
         chosen = chosen[np.linspace(0, len(chosen) - 1, count).round().astype(int)]
-        remarks += (f"{count} of the {len(inside.indices)} in-domain test images, spread evenly.",)
+        remarks += (f"{count} of the {len(inside.indices)} in-domain test images, evenly spaced.",)
     cell = Suite("", inside.images, chosen, inside.run, "corruption", remarks)
     return [
         replace(cell, name=f"corruption:{name}:{severity}", corruption=(name, severity))
@@ -346,7 +346,7 @@ def named_folders(given: Sequence[str], option: str, what: str = "DIR") -> list[
         if not equals or not folder or _NAME.fullmatch(name) is None:
             raise EdgekdError(
                 f'"{text}" does not name a suite.',
-                f"Write {option} NAME={what}, the name of letters, digits and . _ + -",
+                f"Write {option} NAME={what}, with letters, digits and . _ + - in the name.",
             )
         if name in pairs:
             raise EdgekdError(

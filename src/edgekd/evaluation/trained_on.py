@@ -1,4 +1,4 @@
-"""The images and domains that runs have seen in training, and the naming of test suites by them."""
+"""Images and domains that runs used in training, and the kinds of test suites that follow from them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from edgekd.core.readers import plain_name
 from edgekd.data.split import read_stored_split
 
 SEEN_IN = ("train", "val", "unlabelled", "before")
-"""Roles of `split.json` whose images are no test images."""
+"""Roles of `split.json` whose images are not test images."""
 TESTED = "tested"
-"""Role of images that a suite of the run has already: they would count twice."""
+"""Role of images that are already in a suite of the run and would count twice."""
 SuiteKind = Literal["ood", "seen", "adapted"]
 LARGEST_OVERLAP = 0.1
-"""From this share of a domain's images on that trained, the domain itself counts as trained."""
+"""If at least this share of a domain's images were used in training, the domain counts as trained."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What one or several runs have seen in training; domain names are compared without case, spaces, `_` and `-`.
+    """Training data of one or several runs; domain names are compared without case, spaces, `_` and `-`.
 
     Attributes:
-        roles: content key → `train`, `val` (which selects weights), `unlabelled`, `before` (in a run from which this
+        roles: content key → `train`, `val` (used to select weights), `unlabelled`, `before` (in a run from which this
             one started), or `tested`.
-        domains: with labelled training images.
-        unlabelled_domains: seen in unlabelled images alone.
+        domains: domains with labelled training images.
+        unlabelled_domains: domains with only unlabelled training images.
     """
 
     roles: Mapping[str, str] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Trained:
     left_out: frozenset[str] = frozenset()
 
     def excluded(self, keys: Iterable[str]) -> dict[str, int]:
-        """Return role → how many of these image contents were seen in it; roles without any are left out."""
+        """Return role → number of these image contents with it, without zeros."""
         count = Counter(self.roles[key] for key in keys if key in self.roles)
         return {role: count[role] for role in (*SEEN_IN, TESTED) if count[role]}
 
@@ -51,7 +51,7 @@ def _plain(names: Iterable[str]) -> frozenset[str]:
 
 
 def read_trained(path: Path) -> Trained:
-    """Read what a run saw from its `split.json`."""
+    """Read the training data of a run from its `split.json`."""
     stored = read_stored_split(path)
     domains: Iterable[str] | None = stored.train_domains
     if domains is None:  # an older split.json: the ids of domain/class/image folders have them
@@ -65,14 +65,14 @@ def read_trained(path: Path) -> Trained:
 
 
 def trained_of_split(roles: Mapping[str, Mapping[str, str]]) -> Trained:
-    """Return the image contents of a split's roles, each role {image id: content key}; nothing about domains."""
+    """Return the image contents of a split's roles, each role {image id: content key}, without domains."""
     return Trained(
         {key: role for role in reversed(SEEN_IN) for key in roles.get(role, {}).values()}
     )
 
 
 def trained_of_source(source: Mapping[str, Any]) -> Trained:
-    """Return what an artifact away from its run records of its training: the domains, but no image contents."""
+    """Return the training domains recorded in an artifact without its run; image contents are not known."""
     left_out = source.get("test_domain")
     return Trained(
         {},
@@ -83,7 +83,7 @@ def trained_of_source(source: Mapping[str, Any]) -> Trained:
 
 
 def all_trained(parts: Sequence[Trained]) -> Trained:
-    """Return what was seen by any of several runs; roles rank as in `SEEN_IN`."""
+    """Return the union of the training data of several runs; roles have the priority of `SEEN_IN`."""
     return Trained(
         {
             key: role
@@ -99,11 +99,11 @@ def all_trained(parts: Sequence[Trained]) -> Trained:
 
 
 def suite_kind(names: Collection[str], overlap: Mapping[str, float], trained: Trained) -> SuiteKind:
-    """Return whether a domain counts as unseen (`ood`), trained (`seen`) or seen without labels (`adapted`).
+    """Return whether a domain counts as unseen (`ood`), trained (`seen`) or trained without labels (`adapted`).
 
     Args:
-        names: what the domain is called: by its folder, by the suite.
-        overlap: role → share 0–1 of the domain's images whose content was seen in that role.
+        names: names of the domain: of its folder and of the suite.
+        overlap: role → share 0–1 of the domain's images that have the role.
     """
     labelled = sum(overlap.get(role, 0.0) for role in ("train", "val", "before"))
     if _plain(names) & trained.domains or labelled > LARGEST_OVERLAP:

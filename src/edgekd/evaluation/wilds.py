@@ -1,4 +1,4 @@
-"""Test images of the WILDS benchmark (Koh et al. 2021) through its own package: its splits, its images, its metrics."""
+"""Test images, splits and metrics of the WILDS benchmark (Koh et al. 2021) from its own package."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from edgekd.evaluation.trained_on import Trained
 
 PREFIX = "wilds:"
 DATASETS = ("camelyon17", "celebA", "domainnet", "fmow", "iwildcam", "rxrx1", "waterbirds")
-"""Those of WILDS that classify images."""
+"""Image classification data sets of WILDS."""
 _NOTHING = Trained()
 INSIDE = ("id_test", "id_val")
-"""Held-out images of the training domains, the first that a data set has."""
+"""Splits of held-out images of the training domains; the first one that exists is used."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def wilds_named(given: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]
             others.append(text)
             continue
         name, _, folder = text.removeprefix(PREFIX).partition("=")
-        check_known(name, DATASETS, f'WILDS has no images "{name}" to classify.')
+        check_known(name, DATASETS, f'WILDS has no image classification data set "{name}".')
         pairs.append((name, folder or "data"))
     return pairs, others
 
@@ -63,19 +63,19 @@ def wilds_suites(
 ) -> list[Suite]:
     """Return the official OOD test split, `ood:NAME`, and held-out images of the training domains, `wilds:NAME/SPLIT`.
 
-    The OOD validation split, on which WILDS selects, is left alone. Nothing is downloaded; `root` is WILDS' `root_dir`.
-    Images whose content is in `trained` are left out and counted.
+    The OOD validation split is not used, since WILDS selects models on it. Nothing is downloaded; `root` is the
+    `root_dir` of WILDS. Images whose content is in `trained` are left out and counted.
 
     Raises:
-        EdgekdError: no package, no data, or classes that are not among `classes`.
+        EdgekdError: the package or the data is missing, or a class is not among `classes`.
     """
     try:
         package = importlib.import_module("wilds")
         dataset = package.get_dataset(dataset=name, root_dir=root, download=False)
     except FileNotFoundError as error:
         raise EdgekdError(
-            f"The images of WILDS's {name} are not in {root}.",
-            f"Get them by WILDS's instructions, then name the folder: --ood {PREFIX}{name}=DIR.",
+            f"The images of {name} of WILDS are not in {root}.",
+            f"Download them as WILDS describes, then give the folder: --ood {PREFIX}{name}=DIR.",
         ) from error
     except ImportError as error:
         raise _lacking(error) from error
@@ -106,7 +106,7 @@ def wilds_suites(
         (
             inside,
             f"wilds:{name}/{inside}",
-            "held-out images of WILDS's training domains, in no mean",
+            "held-out images of the training domains of WILDS, in no mean",
         ),
     ):
         indices = np.flatnonzero(np.asarray(dataset.split_array) == splits.get(str(split), -1))
@@ -115,7 +115,7 @@ def wilds_suites(
             excluded = trained.excluded(keys)
             if excluded:
                 indices = indices[[key not in trained.roles for key in keys]]
-            remark = f'WILDS\'s official split "{split}" of {name} {dataset.version}: {place}.'
+            remark = f'the official WILDS split "{split}" of {name} {dataset.version}: {place}.'
             suites.append(
                 Suite(
                     title, images, indices, run, "folder", (remark, *left_out(excluded)),
@@ -124,19 +124,19 @@ def wilds_suites(
             )  # fmt: skip
     if not suites:
         raise EdgekdError(
-            f"WILDS's {name} has no test split.", f"Its splits are {', '.join(splits)}."
+            f"{name} of WILDS has no test split.", f"Its splits are {', '.join(splits)}."
         )
     return suites
 
 
 class _Opened(Exception):
-    """Carries the file that a data set opens for an image."""
+    """Raised with the file that a data set opens for an image."""
 
 
 def _content_keys(dataset: Any, indices: NDArray[np.int64]) -> list[str]:
-    """The content key of each image's file, as `ImageSet.keys`; empty for an image that is not one file.
+    """Return the content key of each image's file, as in `ImageSet.keys`; empty for an image that is not one file.
 
-    The package has no call for the path of an image, so Pillow is stopped where it is to open the file.
+    The package does not give the path of an image, so `Image.open` is replaced by a function that raises the path.
     """
 
     def stop(file: Any, *_: Any, **__: Any) -> None:
@@ -153,7 +153,7 @@ def _content_keys(dataset: Any, indices: NDArray[np.int64]) -> list[str]:
                     keys.append(content_key(read_bytes(Path(opened.args[0]))))
                 except UnreadableImage as error:
                     raise EdgekdError(
-                        f"An image of WILDS, {printable(str(opened.args[0]))}, cannot be read ({error.reason}).",
+                        f"The WILDS image {printable(str(opened.args[0]))} cannot be read ({error.reason}).",
                         "Download the data set again.",
                     ) from error
     return keys
@@ -161,14 +161,15 @@ def _content_keys(dataset: Any, indices: NDArray[np.int64]) -> list[str]:
 
 def _lacking(error: ImportError) -> EdgekdError:
     return EdgekdError(
-        f"WILDS is read by its own package, which does not load ({error}).", "pip install wilds"
+        f"The package wilds, which reads WILDS, cannot be imported ({error}).",
+        "Install it: pip install wilds",
     )
 
 
 def _eval(
     dataset: Any, indices: NDArray[np.int64]
 ) -> Callable[[NDArray[np.int64]], dict[str, float]]:
-    """Return the data set's metrics of predictions; those of groups without images, which are NaN, are left out."""
+    """Return the data set's metrics of predictions, without NaN values of groups that have no images."""
     import torch
 
     def metrics(predictions: NDArray[np.int64]) -> dict[str, float]:
@@ -186,7 +187,7 @@ def _eval(
 
 
 def _class_names(dataset: Any, name: str) -> tuple[str, ...]:
-    """Return names where WILDS has some, else the numbers."""
+    """Return the class names, or class numbers if WILDS has no names."""
     count = int(dataset.n_classes)
     if name == "camelyon17":
         return ("normal", "tumor")

@@ -1,1 +1,1 @@
-"""Studies: recipes compared over seeds and unseen domains or classes, cell by cell, with one table at the end."""
+"""Studies: compare recipes over seeds and unseen domains or classes, and write the results as tables."""

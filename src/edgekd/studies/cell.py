@@ -1,10 +1,10 @@
 """One cell of a study: train a student, test it, and record which images it classifies correctly.
 
-As a program (`python -m edgekd.studies.cell FOLDER CELL …`), it runs one cell of a planned study in a separate process,
-which `--jobs` uses.
+`--jobs` starts this module as a program (`python -m edgekd.studies.cell FOLDER CELL …`) to run one cell of a planned
+study in a separate process.
 
-The oracle (`edgekd study --oracle`) is the best accuracy of a run's weights on its test images. During training `watch`
-tests the weights on all unseen images and keeps the best result in the run's folder. No other number depends on it.
+The oracle (`edgekd study --oracle`) is the best accuracy of a run's weights on its test images. During training,
+`watch` tests the weights on all unseen images and saves the best result in the run's folder. No other number uses it.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from edgekd.studies.plan import Plan, cell_config, with_description_file
 from edgekd.studies.store import Cell, Done, Outcome, Store, write_arrays
 
 ID, OOD, ORACLE = "id", "ood", "oracle"
-"""Measures: in domain, unseen (k-shot: unseen classes after fine-tuning), and the oracle's."""
+"""Measures: in-domain accuracy, unseen accuracy (k-shot: unseen classes after fine-tuning), and the oracle's."""
 ZERO_SHOT, RETRIEVAL, ID_TUNED = "zero_shot", "retrieval", "id_tuned"
 RETRIEVAL_TEACHER = "retrieval_teacher"
-"""Measures of the k-shot protocol besides `id` (seen classes before) and `ood`."""
+"""Measures of the k-shot protocol, besides `id` (seen classes before fine-tuning) and `ood`."""
 TUNING = 20 / 90
-"""Steps of fine-tuning for each step before it (Li et al., ICCV 2023: 20 epochs after 90)."""
+"""Ratio of fine-tuning steps to training steps (Li et al., ICCV 2023: 20 epochs after 90)."""
 ORACLE_FILE = "oracle.npz"
 _OF_A_CELL = ("recipe", "seed", "test_domain", "unseen_classes", "label_fraction", "shots", "adapt")
-"""Settings by which the cells of a study differ."""
+"""Settings that differ between the cells of a study."""
 _AGAIN = "Train the run again with --overwrite."
 
 
 def run_cell(store: Store, cell: Cell, config: TrainConfig, *, keep: bool, oracle: bool) -> None:
-    """Train, test and record a cell; a training that was killed goes on where it stopped.
+    """Train, test and record a cell. An interrupted training is resumed.
 
     Args:
-        config: the settings of its recipe, without what the cell adds.
+        config: the settings of its recipe, without those of the cell.
         keep: keep the run folder under `runs/`.
         oracle: also test on the unseen images during training.
     """
@@ -69,7 +69,7 @@ def run_cell(store: Store, cell: Cell, config: TrainConfig, *, keep: bool, oracl
 
 
 def _remove(folder: Path) -> None:
-    """Remove a run; what edgekd did not write into its folder stays."""
+    """Remove a run, except files in its folder that edgekd did not write."""
     if folder.is_dir():
         clear(folder, RUN)
         with contextlib.suppress(OSError):
@@ -77,7 +77,7 @@ def _remove(folder: Path) -> None:
 
 
 def trained(config: TrainConfig, callback: Callback | None = None) -> LoadedRun:
-    """Return the run of these settings in `config.out`: read if it is finished, resumed if it is not, else trained.
+    """Return the run with these settings in `config.out`; train or resume it if it is not finished.
 
     Raises:
         EdgekdError: the run in `config.out` has other settings.
@@ -88,8 +88,8 @@ def trained(config: TrainConfig, callback: Callback | None = None) -> LoadedRun:
         stored = read_config(folder / "config.json")
         if other := [name for name in _OF_A_CELL if getattr(stored, name) != getattr(config, name)]:
             raise EdgekdError(
-                f"The run at {folder} is not this cell's: it has another {other[0]}.",
-                "Move that folder away; the cell then trains anew.",
+                f"The run at {folder} does not belong to this cell: its setting {other[0]} differs.",
+                "Move that folder away; the cell is then trained again.",
             )
     if not (folder / "run.json").is_file():
         train(TrainConfig(out=folder, resume=True) if begun else config, callback)
@@ -97,7 +97,7 @@ def trained(config: TrainConfig, callback: Callback | None = None) -> LoadedRun:
 
 
 def run_outcomes(loaded: LoadedRun, *, oracle: bool) -> tuple[dict[str, Outcome], dict[str, Any]]:
-    """Return a run's outcomes on its own tests, and on its unseen classes if it has a text head; and its facts."""
+    """Return a run's facts and its outcomes on its own tests and, with a text head, on its unseen classes."""
     images, split = loaded.data()
     parts = {"val": split.val, ID: split.id_test, OOD: split.ood_test}
     outcomes = {name: _tested(loaded, images, part) for name, part in parts.items() if len(part)}
@@ -119,14 +119,14 @@ def shots_outcomes(
 ) -> tuple[dict[str, Outcome], dict[str, Any]]:
     """Return the outcomes of a cell of the k-shot protocol, and the facts of its two runs.
 
-    One run on the seen classes, which the cells of all numbers of shots share; then a few images of the unseen ones in
-    both ways (Li et al., ICCV 2023): retrieval caches them and trains nothing, fine-tuning goes on from the run on the
-    union of its classes and these images.
+    The base run is trained on the seen classes and shared by the cells of all numbers of shots. The images of unseen
+    classes are then used in two ways (Li et al., ICCV 2023): retrieval caches them without training, and fine-tuning
+    continues from the base run with all classes and these images.
     """
     before = dataclasses.replace(cell, shots=0)
     folder = store.folder / "runs" / before.key
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # cells side by side wait for one training
+    with FileLock(f"{folder}.lock"):  # parallel cells wait for one training
         base = trained(cell_config(config, before, folder))
     whole, unseen = load_images(config.data), config.unseen_classes
     shots = take_shots(whole, unseen, cell.shots, config.split_seed)
@@ -167,7 +167,7 @@ def shots_outcomes(
 
 
 def remove_bases(plan: Plan, folder: Path) -> None:
-    """Remove the runs that cells with shots have shared."""
+    """Remove the base runs that cells with shots share."""
     for cell in plan.cells:
         if cell.shots:
             base = folder / "runs" / dataclasses.replace(cell, shots=0).key
@@ -187,14 +187,14 @@ def _among(
     indices: NDArray[np.int64],
     classes: Sequence[str],
 ) -> Outcome:
-    """Return the outcome of scores among `classes`, float `[len(indices), classes]`."""
+    """Return the outcome of scores over `classes`, float `[len(indices), classes]`."""
     place = np.array([classes.index(name) if name in classes else -1 for name in images.classes])
     labels = place[images.labels[indices]]
     return Outcome(scores.argmax(axis=1) == labels, labels)
 
 
 def _facts(loaded: LoadedRun) -> dict[str, Any]:
-    """Return the table's facts about a run besides its accuracy."""
+    """Return the facts about a run that the table shows besides its accuracy."""
     run = loaded.run
     return {
         "split": run.split_hash,
@@ -210,9 +210,9 @@ def _facts(loaded: LoadedRun) -> dict[str, Any]:
 def watch(task: Classification, model: nn.Module, done: int, steps: tuple[int, ...]) -> None:
     """Test the weights after `done` steps on the unseen domain; a callback of `train`.
 
-    Writes `oracle.npz` into the run's folder: the evaluation steps (`places`) and those `seen`, int64; `step` of the
-    best, the earliest of equals; which images it classifies rightly, `correct`, bool `[n]`. A resumed run may come by
-    a step twice, with the same weights.
+    Writes `oracle.npz` into the run's folder: `places`, the evaluation steps, int64; `seen`, the finished ones, int64;
+    `step`, the best one (the earliest of equals); and `correct`, which images it classifies correctly, bool `[n]`.
+    A resumed run may test a step twice, with the same weights.
     """
     assert isinstance(model, Student)
     images, indices = task.images, task.split.ood_test
@@ -241,10 +241,10 @@ def _read_oracle(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def oracle_of(loaded: LoadedRun, kept: Outcome) -> tuple[Outcome, dict[str, Any]] | None:
-    """Return the best outcome, that of the weights that the run kept (`kept`) among them, and facts about it.
+    """Return the best outcome, including `kept`, that of the selected weights, and facts about it.
 
-    Facts: `oracle_places`, how many steps `watch` saw; `oracle_step`, after which the weights were better than those
-    kept, None if never. None in place of both if a part of the training ran without `watch`.
+    The facts are `oracle_places`, the number of tested steps, and `oracle_step`, the step whose weights were better
+    than the selected ones (None: none were). Return None if a part of the training ran without `watch`.
     """
     path = loaded.folder / ORACLE_FILE
     if not path.exists():
@@ -273,7 +273,7 @@ def main(folder: str, cell: str, keep: str, oracle: str) -> int:
             config = TrainConfig.model_validate({"recipe": one.recipe} | own)
         except (KeyError, TypeError, ValueError) as error:
             raise EdgekdError(
-                f"The study at {store.folder} is damaged.", "Start it anew in another folder."
+                f"The study at {store.folder} is damaged.", "Start it again in another folder."
             ) from error
         config = with_description_file(config, store.folder)
         run_cell(store, one, config, keep=keep == "keep", oracle=oracle == "oracle")

@@ -1,4 +1,4 @@
-"""Plan a study: its grid of cells, with all checks that are possible before the first training."""
+"""Plan the cells of a study, and check everything that can be checked before training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ADAPT_IMAGES = (25, 50, 100, 200, 400)
 
 @dataclass(frozen=True, eq=False)
 class Test:
-    """The test of one column's cells: indices into the study's images, and the classes to choose among.
+    """The test of one column: indices into the study's images, and the candidate classes.
 
     `id_classes` and `ood_classes` are the same for unseen domains and disjoint for unseen classes.
     """
@@ -52,14 +52,14 @@ class Test:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A study before it runs.
+    """A checked study, before it runs.
 
     Attributes:
-        configs: name in the study → the settings of its runs, but for what a cell adds.
-        tests: (table, column) → what its cells are tested on.
-        unseen: the classes that never train.
-        fingerprint: 16 hex digits over the images' contents and labels.
-        oracle: cells also test on the unseen images during training; see `edgekd.studies.cell`.
+        configs: name in the study → settings of its runs, without those of the cell.
+        tests: (table, column) → test of its cells.
+        unseen: the classes left out of training.
+        fingerprint: 16 hex digits, a hash of the images' contents and labels.
+        oracle: whether cells also test on the unseen images during training; see `edgekd.studies.cell`.
     """
 
     protocol: str
@@ -75,16 +75,16 @@ class Plan:
     oracle: bool = False
 
     def uses_teacher(self, name: str) -> bool:
-        """Return True where a recipe of the study needs the teacher."""
+        """Return whether a recipe of the study needs the teacher."""
         return recipe_of(self.configs[name]).uses_texts
 
     @property
     def macro(self) -> bool:
-        """True where accuracies are means over classes."""
+        """Whether accuracies are means over classes."""
         return bool(self.unseen)
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the numbers of a cell, as JSON; the grid itself may grow."""
+        """Return the settings that determine the results of a cell, as JSON. Cells may be added to the study later."""
         return {
             "protocol": self.protocol,
             "images": self.fingerprint,
@@ -98,7 +98,7 @@ class Plan:
 
 
 def plain_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return a configuration as JSON, without what a study or a cell decides."""
+    """Return a configuration as JSON, without the settings of a study or a cell."""
     return config.model_dump(mode="json", exclude=set(DECIDED) - {"smoke", "unseen_classes"})
 
 
@@ -117,12 +117,12 @@ def cell_config(config: TrainConfig, cell: Cell, folder: Path) -> TrainConfig:
 
 
 def description_file(folder: Path, spec: str) -> Path:
-    """Return the file of a study that holds what a command for descriptions printed."""
+    """Return the file in a study's folder with the output of a command for descriptions."""
     return folder.absolute() / f"descriptions-{short_hash(spec)[:8]}.json"
 
 
 def with_description_file(config: TrainConfig, folder: Path) -> TrainConfig:
-    """Return the settings with the study's file in place of a command for descriptions."""
+    """Return the settings with a command for descriptions replaced by the study's file."""
     spec = config.descriptions
     if spec is None or not spec.startswith("command:"):
         return config
@@ -130,10 +130,10 @@ def with_description_file(config: TrainConfig, folder: Path) -> TrainConfig:
 
 
 def make_plan(study: StudyConfig) -> Plan:
-    """Settle and check a study.
+    """Return the plan of a study after checking it.
 
     Raises:
-        EdgekdError: unknown names, a recipe whose needs cannot be met, images that the protocol cannot split.
+        EdgekdError: unknown names, a recipe whose requirements are not met, images that the protocol cannot split.
     """
     named = named_recipes(study.recipes, study.baseline)
     configs = _configs(study, named)
@@ -154,7 +154,7 @@ def make_plan(study: StudyConfig) -> Plan:
         counts = tuple(sorted(set(map(int, study.shots)))) or SHOTS
     if study.protocol == "adapt":
         numbers = _adapt_counts(study.adapt_images, images, domains)
-    # What reads labels alone is trained once, and is in every table of the curve.
+    # A recipe that uses only labels is trained once and shown in every table of the curve.
     adapts = {
         name: numbers if numbers == (None,) or recipe_of(config).takes_unlabelled else (0,)
         for name, config in configs.items()
@@ -190,22 +190,22 @@ def make_plan(study: StudyConfig) -> Plan:
 
 
 def _check_keys(cells: Sequence[Cell]) -> None:
-    """Check that no two cells have the same folder, as recipe `a-b` of domain `c` and recipe `a` of domain `b-c` do."""
+    """Check that no two cells have the same folder, such as recipe `a-b` on domain `c` and recipe `a` on `b-c`."""
     first: dict[str, Cell] = {}
     for cell in cells:
         other = first.setdefault(cell.key.casefold(), cell)
         if other is not cell:
             raise EdgekdError(
-                f"The names {other.recipe} {other.column} and {cell.recipe} {cell.column} give one folder, {cell.key}.",
-                "Give one of the recipes another name: --recipes NAME=RECIPE.",
+                f"{other.recipe} {other.column} and {cell.recipe} {cell.column} have the same folder, {cell.key}.",
+                "Rename one of the recipes: --recipes NAME=RECIPE.",
             )
 
 
 def named_recipes(wanted: Sequence[str], baseline: str | None) -> dict[str, str]:
-    """Return row name → recipe; `NAME=RECIPE` gives a recipe another name, to have it with other settings too.
+    """Return row name → recipe. `NAME=RECIPE` renames a recipe, so that it can appear with several settings.
 
     Raises:
-        EdgekdError: an unknown recipe, a name taken twice, a baseline that is none of them.
+        EdgekdError: an unknown recipe, a repeated name, or a baseline that is not among them.
     """
     names: dict[str, str] = {}
     for text in dict.fromkeys(wanted):
@@ -215,17 +215,17 @@ def named_recipes(wanted: Sequence[str], baseline: str | None) -> dict[str, str]
         check_known(recipe, RECIPES, message, " See: edgekd list recipes.")
         if not re.fullmatch(r"\w[\w.+ -]*", name):
             raise EdgekdError(
-                f'"{name}" cannot name a row of a study.',
-                "Use letters, digits, and . _ + - between.",
+                f'"{name}" is not a valid row name.',
+                "Use letters and digits, separated by . _ + or -",
             )
         if name in names or (name in RECIPES and name != recipe):
             raise EdgekdError(
-                f'The name "{name}" is taken by another recipe.',
+                f'The name "{name}" is already used by another recipe.',
                 "Write NAME=RECIPE with a new name.",
             )
         names[name] = recipe
     if not names:
-        raise EdgekdError("No recipe was named.", "Name some: --recipes erm,kd,vl2v-adip.")
+        raise EdgekdError("No recipe was given.", "For example: --recipes erm,kd,vl2v-adip.")
     if baseline is not None:
         message = f'The baseline "{baseline}" is not among the recipes.'
         check_known(baseline, names, message, " Add it to them.")
@@ -239,8 +239,8 @@ def _settings_by_recipe(texts: Sequence[str], names: Sequence[str]) -> dict[str,
         name, colon, setting = text.partition(":")
         if not colon or "=" in name:
             raise EdgekdError(
-                f'"{text}" is not a setting of one recipe.',
-                "Write --recipe-set RECIPE:name=value, or --set for all.",
+                f'"{text}" is not a setting of a recipe.',
+                "Write --recipe-set RECIPE:name=value, or use --set for all recipes.",
             )
         check_known(name, names, f'The study has no recipe "{name}".')
         found.setdefault(name, []).append(setting)
@@ -248,7 +248,7 @@ def _settings_by_recipe(texts: Sequence[str], names: Sequence[str]) -> dict[str,
 
 
 def _configs(study: StudyConfig, named: Mapping[str, str]) -> dict[str, TrainConfig]:
-    """Return name in the study → settled settings of its runs, all on the same images."""
+    """Return name in the study → checked settings of its runs, all on the same images."""
     own = _settings_by_recipe(study.recipe_settings, tuple(named))
     configs = {
         name: _settled(study.train_config(own.get(name, ())), recipe, study.folder / "runs" / name)
@@ -259,28 +259,28 @@ def _configs(study: StudyConfig, named: Mapping[str, str]) -> dict[str, TrainCon
         for field in ("data", "split_seed"):
             if getattr(config, field) != getattr(configs[first], field):
                 raise EdgekdError(
-                    f"{name} would run with another {field} than {first}.",
-                    "One study compares on the same images.",
+                    f"The setting {field} differs between {name} and {first}.",
+                    "Use the same images for all recipes of a study.",
                 )
     return configs
 
 
 def _domains(study: StudyConfig, images: ImageSet) -> tuple[str | None, ...]:
-    """Return the domains to leave out in turn; None stands for none."""
+    """Return the domains to leave out, one at a time; None leaves none out."""
     wanted = tuple(dict.fromkeys(study.test_domains))
     if study.protocol == "low-shot" and not wanted and len(images.domains) > 1:
         wanted = images.domains[-1:]
     if study.protocol not in ("lodo", "adapt") and not wanted:
         if study.oracle:
             raise EdgekdError(
-                f"{images.name} has no domain to leave out, so an oracle has nothing unseen to look at.",
-                "Take --oracle out, or give images in domain/class/image folders.",
+                f"{images.name} has no domain to leave out, so there are no unseen images for --oracle.",
+                "Remove --oracle, or give images in domain/class/image folders.",
             )
         return (None,)
     if len(images.domains) < 2:
         raise EdgekdError(
             f"{images.name} has {'no domains' if images.domains == ('all',) else 'one domain'}, so none can be left "
-            "out in turn.",
+            "out.",
             "Give images in domain/class/image folders.",
         )
     if wanted in ((), ("all",)):
@@ -291,7 +291,7 @@ def _domains(study: StudyConfig, images: ImageSet) -> tuple[str | None, ...]:
 
 
 def _unseen_names(images: ImageSet, wanted: Sequence[str], seed: int) -> tuple[str, ...]:
-    """Return class names as given, or a percentage of the classes, drawn by a hash of the seed and the name."""
+    """Return the given class names, or a percentage of the classes, chosen by a hash of seed and name."""
     if len(wanted) == 1 and (number := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", wanted[0])):
         count = round(float(number[1]) / 100 * len(images.classes))
         drawn = sorted(
@@ -302,8 +302,8 @@ def _unseen_names(images: ImageSet, wanted: Sequence[str], seed: int) -> tuple[s
     check_unseen(TrainConfig(unseen_classes=names), images)
     if len(names) < 2:
         raise EdgekdError(
-            f"{len(names)} classes are unseen; among fewer than two every answer is right.",
-            "Name two or more: --unseen-classes dog,horse, or a part: --unseen-classes 30%.",
+            f"The number of unseen classes is {len(names)}, but at least two are needed.",
+            "Name them, as in --unseen-classes dog,horse, or give a percentage: --unseen-classes 30%.",
         )
     return names
 
@@ -311,7 +311,7 @@ def _unseen_names(images: ImageSet, wanted: Sequence[str], seed: int) -> tuple[s
 def _adapt_counts(
     wanted: Sequence[float], images: ImageSet, domains: Sequence[str | None]
 ) -> tuple[int, ...]:
-    """Return numbers of unlabelled images, rising; those beyond half of a domain are left out, with a message."""
+    """Return the numbers of unlabelled images, sorted; leave out, with a message, those over half of a domain."""
     numbers = sorted({int(number) for number in wanted or ADAPT_IMAGES})
     sizes: dict[str, int] = {}
     for place, name in enumerate(images.domains):
@@ -322,24 +322,24 @@ def _adapt_counts(
     kept = tuple(number for number in numbers if number <= sizes[smallest])
     if not kept:
         raise EdgekdError(
-            f"Half of the domain {smallest} is {sizes[smallest]} images, fewer than {numbers[0]}.",
+            f"Half of the domain {smallest} has {sizes[smallest]} images, fewer than {numbers[0]}.",
             f"Give fewer: --adapt-images {sizes[smallest]}.",
         )
     if beyond := numbers[len(kept) :]:
         say(
-            f"study: half of {smallest} is {sizes[smallest]} images; left out: "
+            f"study: half of {smallest} has {sizes[smallest]} images; left out: "
             f"{', '.join(map(str, beyond))}"
         )
     return kept
 
 
 def recipe_of(config: TrainConfig) -> Recipe:
-    """Return the recipe that a row of the study runs, with its own numbers."""
+    """Return the recipe of a row of the study, with the row's settings."""
     return get_recipe(config.recipe, config.stages)
 
 
 def default_baseline(configs: Mapping[str, TrainConfig], zero_shot: bool) -> str:
-    """Return `erm`, or else the first recipe; for a zero-shot test the first that can name new classes."""
+    """Return `erm`, else the first recipe; for a zero-shot test, the first one with a text head."""
     names = list(configs)
     if zero_shot:
         return next((name for name in names if recipe_of(configs[name]).head == "text"), names[0])
@@ -347,7 +347,7 @@ def default_baseline(configs: Mapping[str, TrainConfig], zero_shot: bool) -> str
 
 
 def _settled(config: TrainConfig, recipe: str, folder: Path) -> TrainConfig:
-    """Return the configuration checked as a run's would be, with full paths."""
+    """Return the configuration after the checks of a run, with absolute paths."""
     for field in DECIDED.keys() & config.model_fields_set:
         raise decided(field)
     whole = settle(config.model_copy(update={"recipe": recipe, "out": folder, "overwrite": True}))
@@ -358,7 +358,7 @@ def _settled(config: TrainConfig, recipe: str, folder: Path) -> TrainConfig:
 
 
 def _test(images: ImageSet, config: TrainConfig, shots: int) -> Test:
-    """Return the test of a column; `shots` is the study's largest number, so that all have the same images."""
+    """Return the test of a column; `shots` is the largest number in the study, so that all cells have the same test."""
     own = without_classes(images, config.unseen_classes)
     split = run_split(config.model_copy(update={"shots": 0}), own)
     unseen = config.unseen_classes

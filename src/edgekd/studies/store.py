@@ -1,7 +1,7 @@
-"""The cells of a study and its folder: settings, a line per finished cell, and the outcome of each.
+"""The cells of a study, and the folder with its settings and results.
 
-`study.json` has the settings, `cells.jsonl` one finished cell per line, and `cells/KEY.npz` per measure `NAME` bool
-`[n]` and `NAME_labels` int64 `[n]`. A cell is written atomically: first its arrays, then its line, in one rename each.
+`study.json` has the settings, and `cells.jsonl` has one line per finished cell. `cells/KEY.npz` has two arrays for each
+measure: `NAME`, bool `[n]`, and `NAME_labels`, int64 `[n]`. Its arrays are written before its line, both atomically.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _FACTS: tuple[tuple[str, Any, bool], ...] = (
     ("seconds", (int, float), True), ("selection", str, True), ("steps", int, True), ("size", int, True),
     ("tuning_steps", int, False), ("oracle_places", int, False),
 )  # fmt: skip
-"""Facts of a cell that tables are made of: name, type, whether every cell has it."""
+"""Facts of a cell that the tables use: name, type, and whether every cell has it."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training and its test.
+    """One training run and its test.
 
     Attributes:
         recipe: its name in the study.
-        domain: the unseen one, None where none is.
-        fraction: of the training labels.
-        shots: images of each unseen class that are known.
-        adapt: images of the unseen domain that train without labels, where the other half of it is tested.
+        domain: the unseen domain, or None.
+        fraction: share of the training labels that is used, above 0 and at most 1.
+        shots: number of labelled images of each unseen class.
+        adapt: number of unlabelled training images of the unseen domain; the test is on the other half of it.
     """
 
     recipe: str
@@ -54,7 +54,7 @@ class Cell:
 
     @property
     def table(self) -> str:
-        """Title of the table in which the cell is averaged and compared; empty for a study's only table."""
+        """Title of the cell's table; empty for a study's only table."""
         if self.adapt is not None:
             adapted = f"{self.adapt} unlabelled images of the new domain"
             return adapted if self.adapt else NONE_UNLABELLED
@@ -64,12 +64,12 @@ class Cell:
 
     @property
     def column(self) -> str:
-        """The unseen domain, or nothing."""
+        """The unseen domain, or an empty string."""
         return self.domain or ""
 
     @property
     def key(self) -> str:
-        """A file name, different for every cell."""
+        """A file name that identifies the cell in its study."""
         words = (
             self.recipe,
             self.column,
@@ -85,13 +85,13 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Which images of one test a student classified rightly, bool `[n]`, and their labels, int64 `[n]`."""
+    """Which images of one test a student classified correctly, bool `[n]`, and their labels, int64 `[n]`."""
 
     correct: NDArray[np.bool_]
     labels: NDArray[np.int64]
 
     def accuracy(self, *, macro: bool) -> float:
-        """Return per cent of the images, or the unweighted mean over classes (`macro`)."""
+        """Return the percentage of correct images, or its unweighted mean over classes (`macro`)."""
         if not macro:
             return 100 * float(self.correct.mean())
         return 100 * float(
@@ -101,9 +101,9 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Done:
-    """A finished cell: outcomes by measure, and facts of its run.
+    """A finished cell: outcomes by measure, and facts about its run.
 
-    Facts: scores (n; top1 and macro in per cent), split, selection, steps, size, seconds, teacher_id.
+    The facts are scores (n; top1 and macro in percent), split, selection, steps, size, seconds, teacher_id.
     """
 
     cell: Cell
@@ -112,7 +112,7 @@ class Done:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write a compressed npz file in one step."""
+    """Write a compressed npz file atomically."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     write_bytes(path, buffer.getvalue())
@@ -127,28 +127,28 @@ class Store:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Hold the folder for one running study; a killed holder lets go."""
-        with held(self.folder / LOCK, f"A study is running in {self.folder} already."):
+        """Lock the folder for one running study. The lock of a killed process is released."""
+        with held(self.folder / LOCK, f"A study is already running in {self.folder}."):
             yield
 
     @contextlib.contextmanager
     def claiming(self) -> Iterator[None]:
-        """Hold the settings for the block; other parts of the study wait."""
+        """Lock the settings during the block; other parts of the study wait."""
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / CLAIM):
             yield
 
     def check(self) -> None:
-        """Refuse a folder that holds something else than a study."""
+        """Raise an `EdgekdError` if the folder has something other than a study."""
         if not STUDY.is_at(self.folder):
             STUDY.refuse(self.folder, overwrite=False)
 
     def claim(self, settings: Mapping[str, Any]) -> None:
-        """Write the settings down; with a study already there, go on with it if they are the same.
+        """Write the settings, or continue an existing study with the same settings.
 
         Raises:
-            EdgekdError: the folder holds something else, or a study with other settings.
+            EdgekdError: the folder has something other than a study, or a study with other settings.
         """
         self.check()
         path = self.folder / "study.json"
@@ -158,7 +158,7 @@ class Store:
             is_known = stored.get("schema_version") == _SCHEMA_VERSION
             if not is_known or not isinstance(stored.get("recipes"), dict):
                 raise EdgekdError(
-                    f"The study at {self.folder} was written by another edgekd.",
+                    f"The study at {self.folder} was written by another version of edgekd.",
                     "Choose another --out.",
                 )
             differing = list(differences(stored, settings))
@@ -166,17 +166,17 @@ class Store:
                 more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
                 raise EdgekdError(
                     f"The study at {self.folder} was made with other settings: {'; '.join(differing[:3])}{more}.",
-                    "Go on with the same settings, or choose another --out. (Recipes, seeds and domains may be added.)",
+                    "Use the same settings, or choose another --out. (Recipes, seeds and domains can be added.)",
                 )
             merged["recipes"] = stored["recipes"] | settings["recipes"]
         write_json(path, {"schema_version": _SCHEMA_VERSION} | merged)
 
     def settings(self) -> dict[str, Any]:
-        """Return what `study.json` holds."""
+        """Return the content of `study.json`."""
         return read_object(self.folder / "study.json", "study")
 
     def add(self, done: Done) -> None:
-        """Write a finished cell. Several processes may call this."""
+        """Write a finished cell. Safe to call from several processes."""
         arrays: dict[str, Any] = {}
         scores: dict[str, Any] = {}
         for name, outcome in done.outcomes.items():
@@ -191,7 +191,7 @@ class Store:
             write_text(self._lines, before + line + "\n")
 
     def done(self, cells: Sequence[Cell]) -> list[Done]:
-        """Return those of `cells` that are finished, in that order."""
+        """Return the finished ones among `cells`, in that order."""
         facts: dict[Cell, dict[str, Any]] = {}
         lines = read_text(self._lines, "list of cells").splitlines() if self._lines.exists() else []
         for number, line in enumerate(lines, 1):
@@ -200,12 +200,12 @@ class Store:
                 cell = Cell(**record.pop("cell"))
                 for name, kind, required in _FACTS:
                     if (required or name in record) and not isinstance(record[name], kind):
-                        raise ValueError(f"{name} is not what it should be")
+                        raise ValueError(f"{name} has the wrong type")
                 facts[cell] = record
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise EdgekdError(
                     f"Line {number} of {self._lines} is damaged.",
-                    "Remove the line; its cell then runs again.",
+                    "Remove the line, and its cell runs again.",
                 ) from error
         return [Done(cell, self._read(cell), facts[cell]) for cell in cells if cell in facts]
 
@@ -214,7 +214,7 @@ class Store:
 
     def _read(self, cell: Cell) -> dict[str, Outcome]:
         path = self._arrays(cell)
-        hint = f"Remove the line of this cell from {self._lines.name}; it then runs again."
+        hint = f"Remove the line of this cell from {self._lines.name}, and the cell runs again."
         file = read_arrays(path, "outcome of a cell", hint)
         found = {}
         for name in [name for name in file if not name.endswith("_labels")]:
@@ -234,7 +234,7 @@ class Store:
 def differences(
     stored: Mapping[str, Any], wanted: Mapping[str, Any], place: str = ""
 ) -> Iterator[str]:
-    """Yield a sentence about every setting that is not the same, but for recipes that only one side has."""
+    """Yield a sentence about every setting that differs, except for recipes that only one side has."""
     for name, value in wanted.items():
         before = stored.get(name)
         if place == "recipes." and name not in stored:
@@ -242,7 +242,7 @@ def differences(
         if isinstance(value, Mapping) and isinstance(before, Mapping):
             yield from differences(before, value, f"{place}{name}.")
         elif name == "images" and before != value:
-            yield "the images are not the same any more"
+            yield "the images have changed"
         elif before != value:
             where = f"{place}{name}".removeprefix("recipes.")
             yield f"{where} was {_shown(before)}, is {_shown(value)}"

@@ -1,4 +1,4 @@
-"""Run a study: its cells, sequentially or in parallel processes, and then its tables."""
+"""Run the cells of a study, sequentially or in parallel processes, and write its tables."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from edgekd.studies.tables import Table, make_tables
 from edgekd.studies.write import draw_study, study_csv, study_document
 
 _CHECKPOINT_S = 20.0
-"""Given to a cell that is ended to write its checkpoint."""
+"""Time for a stopped cell to write its checkpoint."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that did not finish, and why, in a line."""
+    """A cell that did not finish, and the reason in one line."""
 
     cell: Cell
     reason: str
@@ -47,7 +47,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Study:
-    """A study that ran: `folder` holds `study.json`, `cells.jsonl`, `cells/`, and `table.md`, `.csv` and `.png`."""
+    """A finished study. `folder` has `study.json`, `cells.jsonl`, `cells/`, and `table.md`, `.csv` and `.png`."""
 
     folder: Path
     tables: tuple[Table, ...]
@@ -57,13 +57,13 @@ class Study:
 def run_study(
     plan: Plan, folder: Path, *, jobs: int, keep: bool, part: tuple[int, int] = (1, 1)
 ) -> Study:
-    """Run the cells that are not finished and write the tables anew.
+    """Run the unfinished cells and write the tables again.
 
     Args:
-        part: (i, n) runs the i-th of n parts of the cells alone, beside other parts, and writes no tables.
+        part: (i, n) runs only the i-th of n parts of the cells and writes no tables; the others may run in parallel.
 
     Raises:
-        EdgekdError: the folder holds another study or something else; no cell finished.
+        EdgekdError: the folder has another study or something else, or no cell finished.
     """
     store = Store(folder)
     store.check()
@@ -85,7 +85,7 @@ def run_study(
         if not done:
             raise EdgekdError(
                 f"None of the {len(plan.cells)} cells finished: {failures[0].reason}",
-                "Mend this and run it again.",
+                "Fix the cause and run the command again.",
             )
         tables = make_tables(plan, done, teacher_scores(plan))
         write_text(folder / "table.md", markdown(study_document(folder.name, tables)))
@@ -96,7 +96,7 @@ def run_study(
 
 @contextlib.contextmanager
 def _resumable() -> Iterator[None]:
-    """Raise `Stopped` with the way to resume the study where a signal stops a cell."""
+    """If a signal stops a cell, raise `Stopped` with a hint to resume the study."""
     try:
         yield
     except KeyboardInterrupt as stopped:
@@ -104,20 +104,20 @@ def _resumable() -> Iterator[None]:
         raise Stopped(
             number,
             "Stopped; finished cells are kept, and the running one has a checkpoint.",
-            "Go on with the same command.",
+            "Resume with the same command.",
         ) from stopped
 
 
 def describe_once(plan: Plan, folder: Path) -> Plan:
-    """Run every command for descriptions once, on all classes and vocabularies; a language model varies.
+    """Run every command for descriptions once, for all classes and vocabularies, since language models vary.
 
-    What is stored is not generated again. Files are read before the first cell trains.
+    Stored descriptions are reused. All files are read before the first training.
 
     Returns:
-        The plan whose runs, unseen classes and teacher's row read these descriptions.
+        The plan with these descriptions for the runs, the unseen classes and the teacher's row.
 
     Raises:
-        EdgekdError: a command that fails, a file that lacks a class.
+        EdgekdError: a command fails, or a class is missing in a file.
     """
     wanted: dict[str, list[str]] = {}
     for config in plan.configs.values():
@@ -142,14 +142,14 @@ def teacher_scores(plan: Plan) -> NDArray[np.float32] | None:
         return None
     config, images = plan.configs[distilled[0]], plan.images
     teacher = load_teacher(config.teacher)
-    # One classifier for all cells, so no templates that differ with the domain left out.
+    # All cells share one classifier, so its templates do not depend on the domain left out.
     templates = templates_for("photo" if config.prompts in (None, "domain") else config.prompts)
     spec = config.descriptions
     described = descriptions_for(spec, images.classes) if spec else None
     bank = teacher.text_bank(images.classes, templates, described)
 
     def embed() -> dict[str, Tensor]:
-        say(f"study: the teacher's embeddings of {len(images):,} images")
+        say(f"study: embedding {len(images):,} images with the teacher")
         return {"embeddings": plain_embeddings(teacher, images, np.arange(len(images)))}
 
     stored = cached_tensors("plain", (teacher.id, *images.keys), embed)
@@ -158,11 +158,11 @@ def teacher_scores(plan: Plan) -> NDArray[np.float32] | None:
 
 
 def _run_cells(plan: Plan, store: Store, *, jobs: int, keep: bool) -> list[Failure]:
-    """Run every cell that is not finished; one that fails does not keep the others from running."""
+    """Run every unfinished cell; the others still run if one fails."""
     finished = {done.cell for done in store.done(plan.cells)}
     todo = [cell for cell in plan.cells if cell not in finished]
     if finished:
-        say(f"study: {len(finished)} of {len(plan.cells)} cells are finished already")
+        say(f"study: {len(finished)} of {len(plan.cells)} cells are already finished")
     if todo and jobs > 1:
         return _side_by_side(plan, store, todo, jobs, keep)
     failures = []
@@ -172,7 +172,7 @@ def _run_cells(plan: Plan, store: Store, *, jobs: int, keep: bool) -> list[Failu
             run_cell(store, cell, plan.configs[cell.recipe], keep=keep, oracle=plan.oracle)
         except EdgekdError as error:
             failures.append(_failed(cell, str(error)))
-        except Exception as error:  # whatever befell this cell, the others are worth their time
+        except Exception as error:  # any error: the other cells still run
             failures.append(_failed(cell, f"{type(error).__name__}: {error}"))
     return failures
 
@@ -180,14 +180,14 @@ def _run_cells(plan: Plan, store: Store, *, jobs: int, keep: bool) -> list[Failu
 def _side_by_side(
     plan: Plan, store: Store, todo: Sequence[Cell], jobs: int, keep: bool
 ) -> list[Failure]:
-    """Run at most `jobs` processes, each with its share of the cores and, where there are any, a GPU of its own."""
+    """Run at most `jobs` processes, each with an equal share of the cores and, if there are GPUs, its own GPU."""
     import torch
 
     threads = max(1, usable_cores() // jobs)
     gpus = torch.cuda.device_count() if plan.configs[todo[0].recipe].accelerator != "cpu" else 0
     slots = list(range(min(jobs, gpus) if gpus else jobs))
     if gpus and gpus < jobs:
-        say(f"study: {gpus} processes instead of {jobs}, one for each GPU")
+        say(f"study: running {gpus} processes instead of {jobs}, one per GPU")
     logs = store.folder / "logs"
     logs.mkdir(exist_ok=True)
     flags = ("keep" if keep else "drop", "oracle" if plan.oracle else "blind")
@@ -202,7 +202,7 @@ def _side_by_side(
                 words = [str(store.folder), json.dumps(dataclasses.asdict(cell)), *flags]
                 environment = _environment(threads, slot if gpus else None)
                 running[_start(words, logs / f"{cell.key}.txt", environment)] = cell, slot
-                say(f"study: {cell.key} started, {len(waiting)} more to start")
+                say(f"study: {cell.key} started, {len(waiting)} waiting")
             ended = [process for process in running if process.poll() is not None]
             for process in ended:
                 cell, slot = running.pop(process)
@@ -221,7 +221,7 @@ def _start(words: Sequence[str], log: Path, environment: dict[str, str]) -> subp
 
 
 def _end(running: Iterable[subprocess.Popen[bytes]]) -> None:
-    """End cells that still run; each writes a checkpoint where there is time."""
+    """Stop the running cells, with time to write a checkpoint."""
     for process in running:
         process.terminate()
     until = time.monotonic() + _CHECKPOINT_S

@@ -1,7 +1,7 @@
-"""The tables of a study: the numbers of finished cells, a row for the teacher, and notes.
+"""The tables of a study: a row for each recipe and one for the teacher, and notes.
 
-DomainBed's conventions (Gulrajani and Lopez-Paz 2021): a mean over seeds, ± the standard error with the population's
-standard deviation, `std(x / sqrt(n))`, ddof 0; the average over domains is taken per seed, without weights.
+The conventions are DomainBed's (Gulrajani and Lopez-Paz 2021): a mean over seeds ± the standard error, computed as
+`std(x / sqrt(n))` with ddof 0. The average over domains is computed per seed, without weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TEACHER = "teacher zero-shot"
 
 @dataclass(frozen=True)
 class Stat:
-    """Per cent: a mean over `seeds` seeds and its standard error (population standard deviation; 0 for one seed)."""
+    """A mean over `seeds` seeds and its standard error in percent (population standard deviation; 0 for one seed)."""
 
     mean: float
     error: float
@@ -38,16 +38,16 @@ class Stat:
 
 @dataclass(frozen=True)
 class Row:
-    """A recipe's line. Accuracies in per cent, differences in points; None where there is no number.
+    """A recipe's row. Accuracies are in percent, differences in points; None if there is no value.
 
     Attributes:
-        id: averaged over the columns.
+        id: in-domain accuracy, averaged over the columns.
         columns: (column, measure) → accuracy.
-        average: the measure `ood` averaged over the columns, of the seeds that have all of them.
-        oracle: the same of the measure `oracle`, of the same seeds.
-        difference: mean over seeds of this average less the baseline's.
-        t_interval: its 95 % interval over seeds, Student's t; None for one seed.
-        image_interval: its 95 % interval over images, by a paired bootstrap.
+        average: the measure `ood` averaged over the columns, for seeds that have all columns.
+        oracle: the measure `oracle`, averaged like `average` over the same seeds.
+        difference: mean over seeds of `average` minus the baseline's.
+        t_interval: 95 % interval of `difference` over seeds, Student's t; None for one seed.
+        image_interval: 95 % interval of `difference` over images, paired bootstrap.
         seconds: mean training time.
     """
 
@@ -64,11 +64,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One table: a teacher's row, if there is one, then the recipes'.
+    """One table: the teacher's row, if there is one, then a row per recipe.
 
     Attributes:
         title: empty for a study's only table.
-        names: measure → how the table calls it.
+        names: measure → its name in the table.
     """
 
     title: str
@@ -83,10 +83,10 @@ class Table:
 def make_tables(
     plan: Plan, done: Sequence[Done], scores: NDArray[np.float32] | None
 ) -> list[Table]:
-    """Return the study's tables from the cells that are finished; `scores` are the teacher's on all images."""
+    """Return the study's tables from the finished cells; `scores` are the teacher's on all images."""
 
     def by_labels_alone(cell: Cell) -> bool:
-        """Return whether the recipe reads labels alone: it is in every table of the curve and has none of its own."""
+        """Return whether the recipe uses only labels; it is then in every table of the curve and has no own table."""
         return cell.adapt == 0 and not recipe_of(plan.configs[cell.recipe]).takes_unlabelled
 
     titles = list(dict.fromkeys(cell.table for cell in plan.cells))
@@ -115,7 +115,7 @@ def make_tables(
 
 
 def measures_of(plan: Plan) -> dict[str, str]:
-    """Return the measures that the tables show, in order, and how they call them."""
+    """Return measure → its name in the tables, in order."""
     if plan.protocol == "k-shot":
         return {
             ID: "seen",
@@ -133,7 +133,7 @@ def measures_of(plan: Plan) -> dict[str, str]:
 
 
 def stat(values: Sequence[float]) -> Stat | None:
-    """Return mean and standard error of one value per seed, in the values' unit; None without values."""
+    """Return mean and standard error of one value per seed, in the unit of the values; None without values."""
     if not values:
         return None
     x = np.asarray(values, dtype=np.float64)
@@ -141,7 +141,7 @@ def stat(values: Sequence[float]) -> Stat | None:
 
 
 def t_interval(differences: Sequence[float]) -> Interval | None:
-    """Return the 95 % interval of a mean of paired differences: Student's t, n − 1 degrees of freedom."""
+    """Return the 95 % interval of a mean of paired differences, by Student's t with n − 1 degrees of freedom."""
     from scipy import stats
 
     if len(differences) < 2:
@@ -160,11 +160,11 @@ def recipe_rows(
     *,
     macro: bool,
 ) -> list[Row]:
-    """Return a row for every recipe that has a finished cell, from the cells of one table.
+    """Return a row for every recipe with a finished cell in one table.
 
     Args:
         measures: shown per column; `id` is averaged over the columns.
-        macro: accuracies are means over classes.
+        macro: whether accuracies are means over classes.
     """
     outcomes: dict[tuple[str, str], dict[str, dict[int, Outcome]]] = {}
     """(recipe, column) → measure → seed → outcome."""
@@ -178,7 +178,7 @@ def recipe_rows(
         return {seed: one.accuracy(macro=macro) for seed, one in sorted(by_seed.items())}
 
     def per_seed(recipe: str, measure: str) -> dict[int, float]:
-        """Return seed → unweighted mean over the columns, for the seeds that have every column."""
+        """Return seed → unweighted mean over the columns, for seeds that have all columns."""
         by_column = [of_column(recipe, column, measure) for column in columns]
         whole = [seed for seed in by_column[0] if all(seed in one for one in by_column)]
         return {seed: float(np.mean([one[seed] for one in by_column])) for seed in whole}
@@ -193,7 +193,7 @@ def recipe_rows(
             seeds = {seed for own in outcomes.get((recipe, column), {}).values() for seed in own}
             for measure in (ID, *measures):
                 found = stat(list(of_column(recipe, column, measure).values()))
-                # The oracle is beside a mean over all seeds, and some would be another mean.
+                # The oracle is shown next to a mean over all seeds, so it needs the same seeds.
                 if found and (measure != ORACLE or found.seeds == len(seeds)):
                     cells[column, measure] = found
         average, other = per_seed(recipe, OOD), per_seed(baseline, OOD)
@@ -225,7 +225,7 @@ def recipe_rows(
 
 
 def _pairs(first: Sequence[Outcome], second: Sequence[Outcome], macro: bool) -> list[Pair]:
-    """Return what an accuracy is an unweighted mean of: all images of a column, or those of each of its classes."""
+    """Return the groups of images that an accuracy averages: all images of a column, or one group per class."""
     a, b = (np.stack([one.correct for one in side]) for side in (first, second))  # [seeds, n]
     if not macro:
         return [(a, b)]
@@ -234,7 +234,7 @@ def _pairs(first: Sequence[Outcome], second: Sequence[Outcome], macro: bool) -> 
 
 
 def _checked(plan: Plan, done: Done) -> Done:
-    """Return the outcomes on what the largest number of shots leaves; those of other images are an `EdgekdError`."""
+    """Return the outcomes on the images that every number of shots leaves; other images are an `EdgekdError`."""
     test, left = plan.tests[done.cell.table, done.cell.column], None
     outside = test.ood
     if done.cell.shots:
@@ -248,8 +248,8 @@ def _checked(plan: Plan, done: Done) -> Done:
         inside = name in (ID, ID_TUNED)
         if not np.array_equal(np.sort(one.labels), inner if inside else outer):
             raise EdgekdError(
-                f"The outcome of the cell {done.cell.key} is not of the images that this study tests on.",
-                "Remove its line from cells.jsonl; it then runs again.",
+                f"The outcome of the cell {done.cell.key} is for other images than this study tests on.",
+                "Remove its line from cells.jsonl, and the cell runs again.",
             )
         if left is not None and not inside:
             common = np.isin(left, test.ood)
@@ -258,7 +258,7 @@ def _checked(plan: Plan, done: Done) -> Done:
 
 
 def _labels(plan: Plan, indices: NDArray[np.int64], classes: Sequence[str]) -> NDArray[np.int64]:
-    """Return the labels of images as places in `classes`, sorted."""
+    """Return the labels of images as indices into `classes`, sorted."""
     places = {name: place for place, name in enumerate(classes)}
     place_of = np.array([places.get(name, -1) for name in plan.images.classes], dtype=np.int64)
     return np.sort(place_of[plan.images.labels[indices]])
@@ -272,11 +272,11 @@ def _teacher_row(plan: Plan, tests: Mapping[str, Test], scores: NDArray[np.float
         return Stat(found.accuracy(macro=plan.macro), 0.0, 1)
 
     def average(found: Mapping[tuple[str, str], Stat]) -> Stat | None:
-        # The spread over domains is not an error over seeds, of which the teacher has none.
+        # The teacher has no seeds, and the spread over domains is not an error over seeds.
         return Stat(float(np.mean([one.mean for one in found.values()])), 0.0, 1) if found else None
 
     inside = {(column, ID): accuracy(test.id, test.id_classes) for column, test in tests.items()}
-    # With shots this is beside the students' zero-shot: the teacher's classifier has seen none of them.
+    # With shots, compare with the students' zero-shot accuracy, since the teacher's classifier uses no shots.
     measure = ZERO_SHOT if plan.protocol == "k-shot" else OOD
     outside = {
         (column, measure): accuracy(test.ood, test.ood_classes)
@@ -287,13 +287,13 @@ def _teacher_row(plan: Plan, tests: Mapping[str, Test], scores: NDArray[np.float
 
 
 def _notes(plan: Plan, done: Sequence[Done], tests: Mapping[str, Test]) -> list[str]:
-    """Return protocol, images, split, selection, budget, seeds, what the numbers mean, and the machine."""
+    """Return notes on protocol, images, split, selection, budget, seeds, definitions and machine."""
     facts, machine = [one.facts for one in done], describe()
     selections: dict[str, dict[str, None]] = {}
     for one in done:
         selections.setdefault(one.facts["selection"], {})[one.cell.recipe] = None
     described = [name for name in plan.recipes if plan.configs[name].descriptions]
-    # The teacher's descriptions are those of the first recipe that it teaches.
+    # The teacher's descriptions are those of the first recipe that uses the teacher.
     if next(filter(plan.uses_teacher, plan.recipes), None) in described:
         described.insert(0, TEACHER)
     text = render_template(

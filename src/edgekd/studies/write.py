@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ALWAYS = ("Split:", "Selection:", "Oracle:")
-"""How the notes begin that the console shows under every table."""
+"""Prefixes of the notes that the console shows under every table."""
 
 
 def study_document(name: str, tables: Sequence[Table]) -> Document:
-    """Return the document of a study: each table with its notes; what all tables share, the console shows once."""
+    """Return the document of a study, each table with its notes. The console shows notes common to all tables once."""
     common = [note for note in tables[-1].notes if all(note in table.notes for table in tables)]
     sections = []
     for number, table in enumerate(tables):
@@ -36,11 +36,11 @@ def study_document(name: str, tables: Sequence[Table]) -> Document:
         )
         title = table.title or "Results"
         sections.append(Section(f"table-{number}", title, (text_table(table), *notes)))
-    return Document("study", f"Study {name}", "The same as a picture: table.png.", tuple(sections))
+    return Document("study", f"Study {name}", "As a chart: table.png.", tuple(sections))
 
 
 def text_table(table: Table) -> TextTable:
-    """Return the cells as text; averages and differences lead where there are several columns."""
+    """Return the table as text. With several columns, averages and differences come first."""
     values = groups(table)
     header = ("", *values, f"− {table.baseline}", "over seeds", "over images", "s per run")
     averages = [n for n, title in enumerate(header) if title.endswith(" avg")]
@@ -58,7 +58,7 @@ def text_table(table: Table) -> TextTable:
 
 
 def groups(table: Table) -> dict[str, Callable[[Row], Stat | None]]:
-    """Return the accuracies of a row by title: in domain, per column, and averages of several columns."""
+    """Return title → accuracy of a row: in domain, per column, and the averages if there are several columns."""
     inside, outside = table.names[ID], table.names[OOD]
     several = len(table.columns) > 1
     found: dict[str, Callable[[Row], Stat | None]] = {
@@ -86,7 +86,7 @@ def _interval(value: Interval | None) -> str:
 
 
 def study_csv(tables: Sequence[Table]) -> str:
-    """Return a line per number, with ID per column as well; per cent and points, not rounded."""
+    """Return CSV with one line per number, including ID per column; percent and points, not rounded."""
     lines: list[tuple[object, ...]] = [
         ("table", "recipe", "column", "measure", "value", "standard_error", "low", "high", "seeds")
     ]
@@ -110,9 +110,9 @@ def study_csv(tables: Sequence[Table]) -> str:
 
 
 def draw_study(tables: Sequence[Table], path: Path) -> None:
-    """Write a PNG with a panel per table, a group per column, and a point with its error per recipe.
+    """Write a PNG with a panel per table, a group per column, and a point with error bar per recipe.
 
-    The oracle is left out: a point of it beside the others would be read as a result.
+    The oracle is left out, since a point next to the others would look like a result.
     """
     tables = [
         dataclasses.replace(t, measures=tuple(m for m in t.measures if m != ORACLE)) for t in tables
@@ -138,7 +138,7 @@ def _draw(axes: Axes, table: Table, names: Sequence[str]) -> None:
     accuracies = groups(table)
     dress(axes, y=f"{table.title}: accuracy %" if table.title else "accuracy %")
     axes.grid(False, axis="x")
-    axes.axvline(0.5, color=LIGHT["line"], linewidth=1)  # ID on its left
+    axes.axvline(0.5, color=LIGHT["line"], linewidth=1)  # ID is left of the line
     axes.set_xticks(range(len(accuracies)), list(accuracies))
     axes.set_xlim(-0.5, len(accuracies) - 0.5)
     for row in table.rows:

@@ -17,7 +17,7 @@ HUGGING_FACE = "hf:"
 
 
 def is_packed(spec: str | Path) -> bool:
-    """Return whether a source is shards or a `datasets` name."""
+    """Return whether a source consists of shards or is a `datasets` name."""
     return str(spec).startswith(HUGGING_FACE) or str(spec).endswith(".tar")
 
 
@@ -32,7 +32,7 @@ def absolute(spec: str) -> str:
 
 
 def open_source(spec: str, *, labelled: bool = True) -> Source:
-    """Return the readable images of a source; warn of the others.
+    """Return the readable images of a source, and warn about the others.
 
     Args:
         spec: a folder, `.csv`, `.parquet`, COCO's `.json`, shards, or `hf:NAME`.
@@ -50,14 +50,14 @@ def open_source(spec: str, *, labelled: bool = True) -> Source:
     found.left_out.warn(f"images of {spec} left out")
     if not found.entries:
         raise EdgekdError(
-            f"{spec} holds no image that can be read.",
-            "WebDataset shards hold KEY.jpg (or .png, …) with KEY.cls, .txt or .json beside it.",
+            f"{spec} has no readable image.",
+            "WebDataset shards have KEY.jpg (or .png, …) next to KEY.cls, .txt or .json.",
         )
     return found
 
 
 def list_files(path: Path, *, labelled: bool = True) -> Listing:
-    """Return the files of a folder, a manifest or a COCO file; arguments and errors as of `open_source`."""
+    """Return the files of a folder, a manifest or a COCO file; arguments and errors as for `open_source`."""
     ending = path.suffix.lower() if path.is_file() else ""
     if path.is_dir():
         return list_folder(path) if labelled else list_all(path)

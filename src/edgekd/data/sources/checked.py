@@ -22,10 +22,10 @@ _MANY = 2000
 
 
 def readable(path: Path, listing: Listing) -> Source:
-    """Return the files of a listing that can be decoded; warn of the others.
+    """Return the files of a listing that can be decoded, and warn about the others.
 
     Raises:
-        EdgekdError: none can be read, or none of a class folder.
+        EdgekdError: no file can be read, or none in a class folder.
     """
     keys, reasons = _verify(listing)
     for entry in listing.entries:
@@ -43,7 +43,7 @@ def readable(path: Path, listing: Listing) -> Source:
     if empty:
         more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
         raise EdgekdError(
-            f'The class folder "{shown(empty[0])}"{more} of {path} holds no readable image.',
+            f'The class folder "{shown(empty[0])}"{more} of {path} has no readable image.',
             "Add images, or remove the folder.",
         )
     return Source(
@@ -60,7 +60,7 @@ def _verify(listing: Listing) -> tuple[dict[str, str], dict[str, str]]:
     """Return path → content key of every readable file, and path → reason of every other one.
 
     The key is the first 32 hex digits of the SHA-256. Readable files with the same size and modification time are not
-    read again. Unreadable ones are, since permissions or the Pillow release may have changed.
+    read again. Unreadable ones are read again, since permissions or the Pillow version may have changed.
     """
     index = f"images-{short_hash(os.path.realpath(listing.root))}"
     known = read_index(index, dict[str, tuple[int, int, str]]) or {}
@@ -71,7 +71,7 @@ def _verify(listing: Listing) -> tuple[dict[str, str], dict[str, str]]:
         try:
             facts = os.stat(listing.root / entry.path)
             stamps[entry.path] = (facts.st_size, facts.st_mtime_ns)
-        except (OSError, ValueError):  # gone, or a name with a NUL
+        except (OSError, ValueError):  # removed, or a name with a NUL
             stamps[entry.path] = (-1, -1)
         size, time_ns, key = known.get(shown(entry.path), (-1, -1, ""))
         if key and (size, time_ns) == stamps[entry.path]:
@@ -79,7 +79,7 @@ def _verify(listing: Listing) -> tuple[dict[str, str], dict[str, str]]:
         else:
             pending.append(entry.path)
     if len(pending) >= _MANY:
-        say(f"Looking once at {len(pending):,} images of {listing.root} …")
+        say(f"checking {len(pending):,} new images of {listing.root} …")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         outcomes = list(pool.map(lambda path: check_content(listing.root / path), pending))
     reasons: dict[str, str] = {}
@@ -87,6 +87,6 @@ def _verify(listing: Listing) -> tuple[dict[str, str], dict[str, str]]:
         (keys if key else reasons)[path] = key or reason
     fresh = {shown(path): (*stamps[path], key) for path, key in keys.items()}
     if any(known.get(path) != value for path, value in fresh.items()):
-        # Several manifests of a folder share the index, so it is merged.
+        # Several manifests of a folder share one index, so merge it.
         write_index(index, known | fresh)
     return keys, reasons

@@ -15,13 +15,13 @@ _HINT = 'A COCO file has "images", "annotations" and "categories".'
 
 
 def list_coco(path: Path) -> Listing:
-    """Read a COCO `.json`: an image whose annotations are all of one category has that label; others are left out.
+    """Read a COCO `.json`. Images whose annotations all have one category get it as label; others are left out.
 
-    Names of images are relative to the file's folder, to `images/` in it or beside it, or to the folder that COCO
-    names like the file (`instances_val2017.json` → `val2017/`).
+    Names of images are relative to the file's folder, to `images/` in it or next to it, or to COCO's own folder for the
+    file (`instances_val2017.json` → `val2017/`).
 
     Raises:
-        EdgekdError: the annotations are invalid, images are not found, or a name leads out of the folder.
+        EdgekdError: the annotations are invalid, images are missing, or a path leads out of the folder.
     """
     data = read_object(path, "COCO file", _HINT)
     try:
@@ -33,14 +33,14 @@ def list_coco(path: Path) -> Listing:
             if one["image_id"] in files:
                 found[files[one["image_id"]]].add(names[one["category_id"]])
     except (KeyError, TypeError) as error:
-        raise EdgekdError(f"{path} is no COCO file ({error}).", _HINT) from error
+        raise EdgekdError(f"{path} is not a COCO file ({error}).", _HINT) from error
     if any(map(is_missing, names.values())):
         raise EdgekdError(f"{path} has a category without a name.", _HINT)
     outside = next((file for file in found if file.startswith(("../", "/")) or file == ".."), None)
     if outside is not None:
         raise EdgekdError(
-            f"{path} names {shown(outside)}, which lies outside its folder.",
-            "Name images relative to it, or list them in a manifest.",
+            f"{path} lists {shown(outside)}, which is outside its folder.",
+            "Use paths relative to the folder, or list the images in a manifest.",
         )
     left_out = Tally()
     entries = []
@@ -70,6 +70,6 @@ def _root(path: Path, first: str) -> Path:
         if (place / first).is_file():
             return place
     raise EdgekdError(
-        f"{shown(first)}, which {path} names, is in none of {', '.join(map(str, places[:4]))}.",
-        "Move the file beside its images.",
+        f"{shown(first)}, listed in {path}, is in none of {', '.join(map(str, places[:4]))}.",
+        "Move the file next to its images.",
     )

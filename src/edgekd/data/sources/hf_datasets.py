@@ -41,7 +41,7 @@ class TableBytes:
 def list_table(spec: str, *, labelled: bool) -> Source:
     """List the images of a dataset; see `sources.open_source`.
 
-    Without a split, `train`, `validation` and `test` are taken, as the parts that they name.
+    Without a split, `train`, `validation` and `test` are read and give the images' roles.
     """
     tables = _load(spec)
     import datasets
@@ -92,7 +92,7 @@ def _load(spec: str) -> dict[str, Any]:
         import datasets
     except ImportError as error:
         raise EdgekdError(
-            "hf: needs the package datasets, which is not installed here.",
+            "hf: needs the package datasets, which is not installed.",
             'Install it: pip install "edgekd[datasets]".',
         ) from error
     name, _, split = spec.partition(":")
@@ -109,10 +109,10 @@ def _load(spec: str) -> dict[str, Any]:
         tables = dict(found) if isinstance(found, Mapping) else {split or "all": found}
         for table in tables.values():
             table.data.validate(full=True)  # pyarrow does not check damaged offsets
-    except Exception as error:  # datasets raises many kinds
+    except Exception as error:  # datasets raises many types
         raise EdgekdError(
             f"The dataset {name} cannot be loaded ({first_line(error)}).",
-            "Name one of the hub, or a folder that save_to_disk wrote.",
+            "Give a dataset of the hub, or a folder written by save_to_disk.",
         ) from error
     if not split:
         return tables
@@ -129,9 +129,7 @@ def _image_column(spec: str, features: Mapping[str, Any]) -> str:
             isinstance(fields, dict) and {"bytes", "path"} <= set(fields)
         ):
             return name
-    raise EdgekdError(
-        f"hf:{spec} has no column of images.", f"Its columns are {_described(features)}."
-    )
+    raise EdgekdError(f"hf:{spec} has no image column.", f"Its columns are {_described(features)}.")
 
 
 def _label_column(spec: str, features: Mapping[str, Any]) -> str:
@@ -141,15 +139,15 @@ def _label_column(spec: str, features: Mapping[str, Any]) -> str:
     named = [name for name in _LABELS if name in features]
     if not known and not named:
         raise EdgekdError(
-            f"hf:{spec} has no column of labels.",
-            f"Call it label; the columns are {_described(features)}.",
+            f"hf:{spec} has no label column.",
+            f"Name it label; the columns are {_described(features)}.",
         )
     name = next((one for one in named if one in known), (known or named)[0])
     kind = getattr(features[name], "dtype", "")
     if name not in known and not str(kind).startswith(("string", "large_string", "int", "uint")):
         raise EdgekdError(
-            f"The column {name} of hf:{spec} holds {kind or features[name]}, not one class for each image.",
-            "Make it a ClassLabel, names or whole numbers.",
+            f"The column {name} of hf:{spec} has the type {kind or features[name]}, not one class per image.",
+            "Use ClassLabel, strings or integers.",
         )
     return name
 

@@ -12,11 +12,11 @@ _PARTS = ("train", "crossval", "val", "test", "full")
 
 @dataclass(frozen=True)
 class Layout:
-    """A published data set, with remarks for comparisons with published numbers."""
+    """A published data set, with remarks for comparing with published results."""
 
     name: str
     domains: tuple[str, ...]
-    """In DomainBed's order, which is that of the sorted folders (domainbed/datasets.py)."""
+    """In DomainBed's order, that of the sorted folders (domainbed/datasets.py)."""
     caution: str = ""
     other_names: tuple[str, ...] = ()
     """Names of the domains in another archive."""
@@ -26,7 +26,7 @@ class Layout:
     @property
     def remark(self) -> str:
         return (
-            f"laid out as DomainBed's {self.name}; whole domains are measured, DomainBed's tables use 80 % of each"
+            f"has the layout of DomainBed's {self.name}; all images are measured, but DomainBed uses 80 % per domain"
             + (f"; {self.caution}." if self.caution else ".")
         )
 
@@ -43,12 +43,12 @@ LAYOUTS = (
     Layout(
         "TerraIncognita",
         ("location_100", "location_38", "location_43", "location_46"),
-        "classes are very uneven and some locations lack some, so macro accuracy is more informative than top-1",
+        "classes are imbalanced and some are missing at some locations, so prefer macro accuracy to top-1",
     ),
     Layout(
         "DomainNet",
         ("clipart", "infograph", "painting", "quickdraw", "real", "sketch"),
-        "DomainBed removes a published list of duplicates, which is not done here",
+        "DomainBed removes a published list of duplicates, which are kept here",
     ),
 )
 
@@ -79,7 +79,7 @@ def whole_parts(folders: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
     """Return the `(domain, part)` folders with the images of a known archive; empty for other layouts.
 
     An archive of VLCS has CALTECH/train, /crossval, /test and /full with numbered classes. `full` has the images of the
-    others, which are used if it is missing.
+    other three, which are used if `full` is missing.
     """
     found = set(folders)
     layout = known_layout({domain for domain, _ in found})

@@ -21,14 +21,14 @@ _SAVE = "Save it as comma-separated UTF-8 text."
 
 
 def list_manifest(path: Path, *, labelled: bool = True) -> Listing:
-    """Read a manifest's rows; paths are relative to it or absolute.
+    """Read a manifest's rows. Paths are absolute or relative to its folder.
 
     Args:
         labelled: False to read only the column `path`.
 
     Raises:
-        EdgekdError: not readable, a column missing or misspelt, an empty or unknown value, an image listed
-            twice and differently.
+        EdgekdError: the file is not readable, a column is missing or misspelt, a value is empty or unknown, or an image
+            is listed twice with different values.
     """
     columns, rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
     if labelled:
@@ -36,7 +36,7 @@ def list_manifest(path: Path, *, labelled: bool = True) -> Listing:
     elif "path" not in columns:
         raise EdgekdError(
             f'The manifest {path} has no column "path".',
-            f"A manifest of unlabelled images has path; its columns are {', '.join(columns) or 'none'}.",
+            f"Unlabelled images need the column path; the columns are {', '.join(columns) or 'none'}.",
         )
     else:
         columns = ["path"]
@@ -50,13 +50,13 @@ def list_manifest(path: Path, *, labelled: bool = True) -> Listing:
             written = f' ("{row[absent[0]]}")' if row[absent[0]] else ""
             raise EdgekdError(
                 f"{place} has no {absent[0]}{written}.",
-                "Fill it in, or remove the "
+                "Add it, or remove the "
                 + ("row, or the column." if absent[0] == "domain" else "row."),
             )
         role = role_of(row["split"], place) if "split" in columns else None
         domain = printable(row["domain"]) if "domain" in columns else None
         entry = Entry(row["path"], printable(row["label"]) if labelled else "", domain, role)
-        # One file in different spellings: relative, with ./, absolute.
+        # The same file may be written as a relative path, with ./, or absolute.
         file = os.path.normpath(os.path.join(os.path.abspath(path.parent), entry.path))
         first = entries.setdefault(file, entry)
         if first is entry:
@@ -71,9 +71,7 @@ def list_manifest(path: Path, *, labelled: bool = True) -> Listing:
                 )
         merged += 1
     if merged:
-        warn(
-            f"{merged} rows of {path} list an image that stands there already; each is taken once."
-        )
+        warn(f"{merged} rows of {path} repeat an image; each image is used once.")
     if not entries:
         raise EdgekdError(
             f"The manifest {path} has no rows.", "List one image per row: path,label."
@@ -83,11 +81,11 @@ def list_manifest(path: Path, *, labelled: bool = True) -> Listing:
 
 
 _MISSING = ("", "nan", "<na>", "nat")
-"""Spellings of missing values (numpy, pandas), in lower case."""
+"""Texts for missing values (numpy, pandas), in lower case."""
 
 
 def is_missing(value: str) -> bool:
-    """Return whether a value of a table means a missing value."""
+    """Return whether a table cell stands for a missing value."""
     return value.strip().lower() in _MISSING
 
 
@@ -138,4 +136,4 @@ def _check_columns(path: Path, columns: list[str]) -> None:
                 did_you_mean(name.lower(), _COLUMNS),
             )
     if unknown:
-        warn(f"columns of {path} that edgekd does not use: {', '.join(unknown)}.")
+        warn(f"unused columns of {path}: {', '.join(unknown)}.")

@@ -25,7 +25,7 @@ _OUTSIDE = "image outside a class folder"
 
 @dataclass(frozen=True)
 class Entry:
-    """An image of a listing; `path` is relative to the root, `domain` and `role` may be absent."""
+    """An image of a listing; `path` is relative to the root, `domain` and `role` are optional."""
 
     path: str
     label: str
@@ -49,7 +49,7 @@ class Listing:
 
 
 def list_folder(root: Path) -> Listing:
-    """Recognise the layout of `root` by the depth of its images.
+    """List the images of `root`, with the layout determined by their depth.
 
     Raises:
         EdgekdError: there are no images, images at several depths or too deep, or role folders next to others.
@@ -73,8 +73,8 @@ def list_folder(root: Path) -> Listing:
         _refuse_empty(root, left_out)
     if len(depths) > 1:
         raise EdgekdError(
-            f"Images in {root} lie at different depths: {' and '.join(depths.values())}.",
-            f"Bring them to one depth; {CONVENTIONS}",
+            f"Images in {root} are at different depths: {' and '.join(depths.values())}.",
+            f"Move them to one depth; {CONVENTIONS}",
         )
     depth, example = next(iter(depths.items()))
     if depth == 3 and (
@@ -85,7 +85,7 @@ def list_folder(root: Path) -> Listing:
         }
     elif depth > 2:
         raise EdgekdError(
-            f"Images in {root} lie {depth} folders deep, such as {example}.", CONVENTIONS
+            f"Images in {root} are {depth} folders deep, such as {example}.", CONVENTIONS
         )
     tops = sorted({parts[0] for parts in images if len(parts) == depth})
     for parts in images:
@@ -109,7 +109,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def list_all(root: Path) -> Listing:
-    """Return all images below `root`, 32 folders deep at most, without labels; none is an `EdgekdError`."""
+    """Return all images at most 32 folders below `root`, without labels; raise `EdgekdError` if there are none."""
     entries, left_out = [], Tally()
     for parts, names in walk(root, deepest=32):
         for name in names:
@@ -120,7 +120,7 @@ def list_all(root: Path) -> Listing:
                 left_out.add(file_ending(name), shown(path))
     if not entries:
         raise EdgekdError(
-            f"{root} holds no image{f' ({left_out})' if left_out.reasons else ''}.",
+            f"{root} has no images{f' ({left_out})' if left_out.reasons else ''}.",
             f"Images end in {', '.join(sorted(EXTENSIONS))}.",
         )
     ordered = tuple(sorted(entries, key=lambda entry: entry.path))
@@ -128,13 +128,13 @@ def list_all(root: Path) -> Listing:
 
 
 def role_of(split: str, place: str) -> str:
-    """Return the role that a split's name means; one that is unknown is an `EdgekdError` about `place`."""
+    """Return the role of a split name; an unknown name is an `EdgekdError` that mentions `place`."""
     check_known(split.lower(), ROLES, f'{place} has the split "{printable(split)}".')
     return ROLES[split.lower()]
 
 
 def is_image(name: str) -> bool:
-    """Return whether a file's ending is that of an image."""
+    """Return whether a file name has the extension of an image."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
@@ -150,7 +150,7 @@ def shown(path: str) -> str:
     """
     try:
         return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
-    except UnicodeEncodeError:  # half of a surrogate pair, from a manifest
+    except UnicodeEncodeError:  # a lone surrogate, from a manifest
         return printable(path)
 
 
@@ -173,7 +173,7 @@ def walk(
     parts: tuple[str, ...] = (),
     above: tuple[str, ...] = (),
 ) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Yield (folder names below the first one, file names), sorted; `above` are the real paths of those around."""
+    """Yield (folder names below the first one, file names), sorted; `above` has the real paths of parent folders."""
     above = above or (os.path.realpath(folder),)
     names, folders = [], []
     try:
@@ -185,7 +185,7 @@ def walk(
                     "__macosx",
                 ):
                     continue
-                # os.path, unlike the entry, bears a link that points at itself.
+                # os.path does not raise for a link that points at itself, as the entry does.
                 if os.path.isdir(item.path) if item.is_symlink() else item.is_dir():
                     folders.append(item.name)
                 elif os.path.isfile(item.path) if item.is_symlink() else item.is_file():
@@ -194,9 +194,7 @@ def walk(
                     # A dangling link is reported as missing when it is opened; pipes and devices are never opened.
                     names.append(item.name)
     except PermissionError as error:
-        raise EdgekdError(
-            f"The folder {folder} cannot be read.", "Mend its permissions."
-        ) from error
+        raise EdgekdError(f"The folder {folder} cannot be read.", "Fix its permissions.") from error
     yield parts, sorted(names)
     if len(parts) == deepest:
         return
@@ -211,22 +209,22 @@ def walk(
 def _refuse_empty(root: Path, left_out: Tally) -> None:
     if _OUTSIDE in left_out.reasons:
         raise EdgekdError(
-            f"The images in {root} lie in no class folder.",
+            f"The images in {root} are not in class folders.",
             f"Make one folder per class; {CONVENTIONS}",
         )
     kinds = f" ({left_out})" if left_out.reasons else ""
-    raise EdgekdError(f"The folder {root} holds no image{kinds}.", CONVENTIONS)
+    raise EdgekdError(f"The folder {root} has no images{kinds}.", CONVENTIONS)
 
 
 def _role_folders(root: Path, tops: list[str]) -> dict[str, str] | None:
-    """Return folder name → role when the top level is train/val/test, None when it is domains."""
+    """Return folder name → role if the top level is train/val/test, or None if it has domains."""
     roles = {top: ROLES[top.lower()] for top in tops if top.lower() in ROLES}
     if "train" not in roles.values():
         return None
     others = [top for top in tops if top not in roles]
     if others:
         raise EdgekdError(
-            f"In {root}, the folder {others[0]} lies beside train, where only val and test may.",
+            f"In {root}, the folder {others[0]} is next to train, where only val and test are allowed.",
             "Move it away, or describe domains and splits in a manifest with the columns path,label,domain,split.",
         )
     if len(set(roles.values())) < len(roles):
@@ -237,7 +235,7 @@ def _role_folders(root: Path, tops: list[str]) -> dict[str, str] | None:
 
 
 def order_classes(names: set[str]) -> list[str]:
-    """Return sorted names, by value if all are numbers, so that folder 10 is class 10."""
+    """Return the sorted names, by value if all are numbers, so that folder 10 is class 10."""
     if all(name.isdecimal() and len(name) < 1000 for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
@@ -246,8 +244,7 @@ def order_classes(names: set[str]) -> list[str]:
 def display_names(root: Path, classes: list[str]) -> tuple[str, ...]:
     """Return the class names from `classes.txt` in `root`, or the folder names (manifest labels) if there is none.
 
-    The lines are either the names of the sorted folders in order, or all `folder<TAB>name` in any order. Blank lines
-    are ignored.
+    Lines are either one name per sorted folder, or `folder<TAB>name` in any order. Blank lines are ignored.
 
     Raises:
         EdgekdError: the lines do not match the folders, or two names are equal.
@@ -256,7 +253,7 @@ def display_names(root: Path, classes: list[str]) -> tuple[str, ...]:
     if not path.is_file():
         return tuple(shown(name) for name in classes)
     text = read_text(path, "list of classes", "Save it as UTF-8, one class name per line.")
-    # Tabs separate; other control characters are not allowed in a name.
+    # Tabs are separators; other control characters are not allowed in names.
     lines = [
         "\t".join(printable(part) for part in line.strip().split("\t"))
         for line in text.splitlines()
@@ -264,8 +261,8 @@ def display_names(root: Path, classes: list[str]) -> tuple[str, ...]:
     ]
     if len(lines) != len(classes):
         raise EdgekdError(
-            f"{path} names {len(lines)} classes, but there are {len(classes)}.",
-            "Give one line per class folder, in sorted order, or folder<TAB>name lines.",
+            f"{path} has {len(lines)} class names, but there are {len(classes)} classes.",
+            "Write one line per class folder, in sorted order, or folder<TAB>name lines.",
         )
     pairs = [line.split("\t", 1) for line in lines]
     if any(len(pair) == 2 for pair in pairs):
@@ -290,6 +287,6 @@ def display_names(root: Path, classes: list[str]) -> tuple[str, ...]:
         names_said = " and ".join(f'"{name}"' for name in dict.fromkeys(alike[0]))
         raise EdgekdError(
             f"{path} gives two classes the name {names_said}.",
-            "Name every class differently; differences in case, spaces, hyphens and underscores do not count.",
+            "Use different names; case, spaces, hyphens and underscores are ignored.",
         )
     return chosen

@@ -34,7 +34,7 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class Row:
-    """An image in a shard. `key` is empty if it cannot be read, for the `reason`; `label` is empty if there is none."""
+    """An image in a shard. `key` is empty if it cannot be read for `reason`, and `label` if there is none."""
 
     name: str
     offset: int
@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class ShardBytes:
-    """Row → encoded image, read from its place in its shard."""
+    """Map a row to its encoded image, read from its offset in its shard."""
 
     shards: tuple[str, ...]
     shard_of: NDArray[np.int32]
@@ -60,15 +60,15 @@ class ShardBytes:
         system, path = _file_system(self.shards[self.shard_of[row]])
         try:
             return bytes(system.cat_file(path, start=start, end=start + size))
-        except Exception as error:  # file systems of fsspec raise their own errors
+        except Exception as error:  # file systems of fsspec raise their own types
             raise EdgekdError(
                 f"The shard {self.shards[self.shard_of[row]]} cannot be read ({first_line(error)}).",
-                "Restore it, and go on with --resume.",
+                "Restore it, and continue with --resume.",
             ) from error
 
 
 def list_shards(spec: str, *, labelled: bool) -> Source:
-    """List the images of all shards that `spec` names; see `sources.open_source`."""
+    """List the images of all shards of `spec`; see `sources.open_source`."""
     shards = tuple(expanded(spec))
     entries: list[Entry] = []
     keys: list[str] = []
@@ -90,7 +90,8 @@ def list_shards(spec: str, *, labelled: bool) -> Source:
             places.append((number, row.offset, row.size))
     if any(entry.role for entry in entries) and not all(entry.role for entry in entries):
         raise EdgekdError(
-            f"Some images of {spec} have a split and others have none.", "Give all or none one."
+            f"Some images of {spec} have a split and others have none.",
+            "Give all images a split, or none.",
         )
     where = np.array(places, dtype=np.int64).reshape(-1, 3)
     content = ShardBytes(shards, where[:, 0].astype(np.int32), where[:, 1], where[:, 2])
@@ -116,9 +117,9 @@ def expanded(spec: str) -> list[str]:
         inner = _counted(found[1])
         if len(inner) * len(specs) > _MOST_SHARDS:
             raise EdgekdError(
-                f"{printable(spec)} names more than {_MOST_SHARDS:,} shards.", "Name fewer."
+                f"{printable(spec)} is more than {_MOST_SHARDS:,} shards.", "Give fewer."
             )
-        # Every address has the same braces left, in the same order.
+        # All addresses have the same remaining braces, in the same order.
         halves = [one.split(found[0], 1) for one in specs]
         specs = [f"{before}{part}{after}" for before, after in halves for part in inner]
     return specs
@@ -131,7 +132,7 @@ def _counted(inner: str) -> Sequence[str]:
         return inner.split(",")
     first, last = int(span[1]), int(span[2])
     if not first <= last < first + _MOST_SHARDS:
-        raise EdgekdError(f"{{{inner}}} names no shards.", "Count upwards: {000..127}.")
+        raise EdgekdError(f"{{{inner}}} is an empty range.", "Count upwards: {000..127}.")
     return [f"{number:0{len(span[1])}d}" for number in range(first, last + 1)]
 
 
@@ -143,7 +144,7 @@ def _file_system(shard: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         raise EdgekdError(
             f"{shard} cannot be opened ({first_line(error)}).",
-            "Install what fsspec needs for such addresses, or copy the shards here.",
+            "Install the fsspec package for such addresses, or copy the shards to this machine.",
         ) from error
     return system, path
 
@@ -163,7 +164,7 @@ def _indexed(shard: str) -> list[Row]:
     say(f"reading {shard} once …")
     rows = list(_scan(system, path, shard))
     if not rows:
-        raise EdgekdError(f"The shard {shard} holds no image.", "Leave it out, or write it again.")
+        raise EdgekdError(f"The shard {shard} has no images.", "Leave it out, or write it again.")
     write_index(index, [vars(row) for row in rows])
     return rows
 
@@ -186,14 +187,14 @@ def _scan(system: Any, path: str, shard: str) -> Iterator[Row]:
                     rows.append((_stem(row.name), row))
                 handle.seek(tar.offset)
                 whole = handle.read(_BLOCK) == bytes(_BLOCK)
-        # Hostile headers raise tarfile's own errors, ValueError, RecursionError and more.
+        # Malformed headers raise tarfile's own errors, ValueError, RecursionError and others.
         except Exception as error:
             if not rows and "empty file" in str(error):
                 raise EdgekdError(f"The shard {shard} is empty.", "Write it again.") from error
             whole, reason = False, f" ({first_line(error)})"
     if not whole:
         raise EdgekdError(
-            f"The shard {shard} is damaged or cut off after {len(rows):,} images{reason}.",
+            f"The shard {shard} is damaged or truncated after {len(rows):,} images{reason}.",
             "Copy or write it again.",
         )
     for stem, row in rows:
@@ -205,7 +206,7 @@ def _images(
 ) -> Iterator[tuple[str, int, bytes, str]]:
     """Yield name, offset and content of each image, and collect the labels in `facts`.
 
-    The last value is the reason if an image is not read, else empty.
+    The last value is the reason if an image cannot be read, else empty.
     """
     end = -1
     for member in tar:
@@ -216,7 +217,7 @@ def _images(
         is_image = ending in EXTENSIONS
         if not member.isreg() or not (is_image or ending in (".cls", ".txt", ".json")):
             continue
-        # A sparse member can expand to any size, and is not contiguous in the shard.
+        # A sparse member can expand to any size and is not contiguous in the shard.
         reason = NOT_REGULAR if member.issparse() else ""
         if is_image and member.size > MAX_BYTES:
             reason = reason or "more than 1 GB"

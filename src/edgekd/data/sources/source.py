@@ -1,7 +1,7 @@
 """The readable images of a source, and their readers for files and packed images.
 
-WebDataset shards (`shards/{000..127}.tar`) and Hugging Face `datasets` are read once from front to back to decode and
-hash every image. The index is cached for later runs. Images are then read individually from their place.
+WebDataset shards (`shards/{000..127}.tar`) and Hugging Face `datasets` are read once, sequentially, to decode and hash
+every image. The index is cached for later runs, and images are then read individually by offset.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgekd.data.sources.scan import Entry, shown
 
 @dataclass(frozen=True)
 class FileReader:
-    """Reads the i-th file below `root`; one that was readable before and no longer is, is an `EdgekdError`."""
+    """Reads the i-th file below `root`; raises `EdgekdError` if it is no longer readable."""
 
     root: Path
     paths: tuple[str, ...]
@@ -33,7 +33,7 @@ class FileReader:
             return decode(path, draft=draft)
         except UnreadableImage as error:
             raise EdgekdError(
-                f"{shown(str(path))} could be read when the run began, and cannot be now: {error.reason}.",
+                f"{shown(str(path))} was readable when the run began and no longer is: {error.reason}.",
                 "Restore the file, or start again without it.",
             ) from error
 
@@ -57,7 +57,7 @@ class PackedReader:
             return decode(self.content(row), draft=draft)
         except UnreadableImage as error:
             raise EdgekdError(
-                f"Image {row} of {self.source} could be read when the run began, and cannot be now: {error.reason}.",
+                f"Image {row} of {self.source} was readable when the run began and no longer is: {error.reason}.",
                 "Restore the source, or start again.",
             ) from error
 
@@ -67,7 +67,7 @@ class Source:
     """The readable images of a source, in its order."""
 
     name: str
-    """Short, for reports."""
+    """Short name for reports."""
     entries: tuple[Entry, ...]
     keys: tuple[str, ...]
     """32 hex digits of each image's content hash."""

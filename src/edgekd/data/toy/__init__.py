@@ -1,8 +1,8 @@
-"""The embedded image suite: ten kinds of object, each drawn as photo, painting, cartoon and sketch.
+"""The built-in toy data: ten classes of objects, each drawn as photo, painting, cartoon and sketch.
 
-It is a miniature of the situation edgekd is for. In the student's images a class mostly comes in its usual colours
-and surroundings (trees green, fish under water), as it does in any collected data set; in the toy teacher's images
-(`world=True`) colours and surroundings are free. Everything follows from the seed: no file, no network, no clock.
+In the student's images, a class mostly has its usual colours and background (green trees, fish under water), as in a
+collected data set. In the toy teacher's images (`world=True`), colours and background do not depend on the class. All
+images are determined by the seed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from edgekd.data.toy.shapes import SHAPES, Role, pose
 from edgekd.data.toy.styles import SIZE, STYLES, Colour, Scene
 
 VERSION = "toy-1"
-"""Part of every key: raise it with any change that alters a drawing."""
+"""Part of every key; increase it with any change to the drawings."""
 CLASSES = tuple(SHAPES)
 DOMAINS = tuple(STYLES)
 PER_CLASS = 80
-"""Images of one class in one domain, by default."""
+"""Default number of images per class and domain."""
 HABIT = 0.9
-"""How often a student's image shows its class in a usual colour, and how often in a usual place."""
+"""Probabilities that a student's image has a usual colour, and a usual background, of its class."""
 
 COLOURS: Mapping[str, Colour] = {
     "red": (205, 45, 40),
@@ -61,7 +61,7 @@ SCENES: Mapping[str, Scene] = {
 
 @dataclass(frozen=True)
 class Habit:
-    """Usual colour and background of a class: names of `COLOURS` and `SCENES`."""
+    """Usual colours and backgrounds of a class: names in `COLOURS` and `SCENES`."""
 
     main: tuple[str, ...]
     second: tuple[str, ...]
@@ -84,7 +84,7 @@ HABITS: Mapping[str, Habit] = {
 
 @dataclass(frozen=True)
 class Look:
-    """What a drawing shows besides its class and domain, by name: colours of two parts and the scene."""
+    """Attributes of an image besides class and domain: names of the colours of two parts and of the scene."""
 
     main: str
     second: str
@@ -92,7 +92,7 @@ class Look:
 
 
 def look(cls: str, seed: int, *, world: bool = False) -> Look:
-    """Return the colours and the scene of this image; with `world` they do not depend on the class."""
+    """Return the colours and the scene of an image. With `world`, they do not depend on the class."""
     rng, habit = Random(seed), HABITS[cls]
 
     def choose(usual: tuple[str, ...], every: Mapping[str, object]) -> str:
@@ -104,9 +104,9 @@ def look(cls: str, seed: int, *, world: bool = False) -> Look:
 
 
 def draw(cls: str, domain: str, seed: int, *, world: bool = False) -> Image.Image:
-    """Return one RGB image of 72 × 72 pixels, the same for the same arguments on every machine.
+    """Return an RGB image of 72 × 72 pixels. Equal arguments give equal images on every machine.
 
-    With `world` colours and surroundings are free (the teacher's images).
+    With `world` (the teacher's images), colours and background do not depend on the class.
     """
     shown, rng = look(cls, seed, world=world), Random(seed + 1)
     place = SCENES[shown.scene]
@@ -130,21 +130,21 @@ def _jitter(colour: Colour, rng: Random) -> Colour:
 
 
 def image_key(seed: int, domain: str, cls: str, number: int, *, world: bool = False) -> str:
-    """Return 32 hex digits that name one image; it is drawn from them, so equal keys are equal images."""
+    """Return the key of an image, 32 hex digits that seed its drawing; equal keys give equal images."""
     text = "\0".join((VERSION, "world" if world else "suite", str(seed), domain, cls, str(number)))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def image_seed(key: str) -> int:
-    """Return the seed that `draw` gets for an image of this key."""
+    """Return the seed for `draw` of the image with this key."""
     return int(key[:15], 16)
 
 
 @dataclass(frozen=True)
 class ToyReader:
-    """Read image `i` of a suite, domain by domain and class by class, from the cache. Picklable and thread-safe.
+    """Read image `i` of a suite, ordered by domain and class, from the cache. Picklable and thread-safe.
 
-    The first read of any image draws all of them, which takes about 10 s for the 3,200 of `load_images("toy")`.
+    The first read draws all images, which takes about 10 s for the 3,200 of `load_images("toy")`.
     """
 
     seed: int
@@ -155,7 +155,7 @@ class ToyReader:
         return len(DOMAINS) * len(CLASSES) * self.per_class
 
     def place(self, i: int) -> tuple[int, int, int]:
-        """Return index of the domain, index of the class, number within both."""
+        """Return the index of the domain, the index of the class, and the number of the image within both."""
         if not 0 <= operator.index(i) < len(self):
             raise IndexError(i)
         rest, number = divmod(int(i), self.per_class)
@@ -171,7 +171,7 @@ class ToyReader:
         return draw(CLASSES[cls], DOMAINS[domain], image_seed(self.key(i)), world=self.world)
 
     def __call__(self, i: int, draft: int | None = None) -> Image.Image:
-        self.place(i)  # the bounds
+        self.place(i)  # checks the bounds
         name = f"{VERSION}-{self.seed}-{self.per_class}{'-world' if self.world else ''}.npy"
         with _OPENING:
             drawings = _drawings(cache_folder("toy") / name, self)
@@ -183,7 +183,7 @@ _OPENING = threading.Lock()
 
 @functools.lru_cache(maxsize=4)
 def _drawings(path: Path, reader: ToyReader) -> NDArray[np.uint8]:
-    """Return uint8 `[N, 72, 72, 3]`, mapped from disk. One thread draws: several only hinder each other."""
+    """Return uint8 `[N, 72, 72, 3]`, mapped from disk. Only one thread draws, since more are not faster."""
     shape = (len(reader), SIZE, SIZE, 3)
     numbers = range(len(reader))
     return stored_array(

@@ -1,6 +1,6 @@
-"""Ten kinds of object as polygons, each a little different every time.
+"""Random polygon shapes of the ten toy classes.
 
-A shape is a list of `Part` in a unit square (x right, y down, about -1 to 1); `pose` puts it somewhere on the canvas.
+A shape is a list of `Part` in coordinates of about -1 to 1 (x right, y down). `pose` places it on the canvas.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 CANVAS = 144
-"""Side of the canvas that shapes are posed on, pixels: twice a finished drawing."""
+"""Side of the canvas in pixels, twice that of the finished image."""
 Role = Literal["main", "second", "light", "dark"]
 Points = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One filled polygon, or an open stroke where `width` > 0. `points` is `[n, 2]`."""
+    """A filled polygon, or an open stroke if `width` > 0. `points` is `[n, 2]`."""
 
     points: Points
     role: Role
@@ -54,7 +54,7 @@ def oval(
     arc: tuple[float, float] = (0, 360),
     width: float = 0.0,
 ) -> Part:
-    """Return ellipse, or the part of it between two angles (degrees, 90 is down), turned by `turn` degrees."""
+    """Return an ellipse, or its part between two angles (degrees, 90 is down), rotated by `turn` degrees."""
     angles = np.radians(np.linspace(arc[0], arc[1], 22))
     points = np.stack([rx * np.cos(angles), ry * np.sin(angles)], axis=1)
     return Part(turned(points, turn) + np.array([(x, y)]), role, width)
@@ -221,11 +221,11 @@ SHAPES: Mapping[str, tuple[Callable[[Random], list[Part]], float]] = {
     "star": (_star, 36),
     "tree": (_tree, 8),
 }
-"""Class → its shape, and how far (degrees, either way) it may be turned."""
+"""Class → shape, and maximum rotation in degrees in both directions."""
 
 
 def pose(cls: str, rng: Random) -> list[Part]:
-    """Return a shape of the class, mirrored, stretched, turned, scaled and placed, in pixels of the canvas."""
+    """Return a shape of the class with random mirroring, stretching, rotation, scale and place, in canvas pixels."""
     shape, turn = SHAPES[cls]
     parts = shape(rng)
     scale = CANVAS * rng.uniform(0.34, 0.46)

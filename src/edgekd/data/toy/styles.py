@@ -1,7 +1,7 @@
-"""Four ways of drawing a posed shape: photo, painting, cartoon, sketch.
+"""Four drawing styles for posed shapes: photo, painting, cartoon, sketch.
 
-A style turns parts, colours by role and a scene into pixels. It draws at twice the final size and halves the result,
-which smooths PIL's hard edges.
+A style renders parts, colours by role and a scene. It draws at twice the final size and reduces the result, which
+smooths Pillow's hard edges.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from edgekd.data.toy.shapes import CANVAS, Part, Points, Role, box, turned
 
 SIZE = CANVAS // 2
-"""Side of a finished drawing, pixels."""
+"""Side of a finished image in pixels."""
 
 Colour = tuple[int, int, int]
 Values = NDArray[np.floating[Any]]
@@ -27,18 +27,18 @@ Values = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Scene:
-    """What lies behind the object: two colours, where one turns into the other, and how the texture stretches."""
+    """Background of an object: two colours, the position of the horizon, and the cells of the texture."""
 
     far: Colour
     near: Colour
     horizon: float
-    """0 (top) to 1 (bottom); at 0 there is no edge, only a gradient."""
+    """0 (top) to 1 (bottom); 0 gives a gradient without an edge."""
     stretch: tuple[int, int]
-    """Cells of the texture along x and y: (4, 24) lies in horizontal streaks."""
+    """Cells of the texture along x and y: (4, 24) gives horizontal streaks."""
 
 
 def _mix(one: Colour, other: Colour, share: float) -> Colour:
-    """`one` with `share` (0 to 1) of `other` in it."""
+    """Return a mixture of `one` and `other`, with `share` (0 to 1) of `other`."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
     return red, green, blue
 
@@ -61,14 +61,14 @@ def _paint(canvas: ImageDraw.ImageDraw, part: Part, colour: Colour | int) -> Non
 
 
 def _noise(rng: np.random.Generator, cells: tuple[int, int], size: int) -> Image.Image:
-    """Smooth grey noise: `cells` random values across and down, blown up to `size` pixels."""
+    """Return smooth grey noise: a grid of `cells` random values, enlarged to `size` pixels."""
     return Image.fromarray(rng.integers(0, 256, cells[::-1], dtype=np.uint8)).resize(
         (size, size), Image.Resampling.BICUBIC
     )
 
 
 def _backdrop(scene: Scene, size: int) -> Image.Image:
-    """The scene without texture: a gradient, or two areas that meet at the horizon."""
+    """Return the scene without texture: a gradient, or two areas that meet at the horizon."""
     column = np.linspace(0, 1, size)[:, None]  # [H, 1]
     if scene.horizon:
         share = np.where(column < scene.horizon, column * 0.3, 0.75 + 0.25 * column)
@@ -81,7 +81,7 @@ def _backdrop(scene: Scene, size: int) -> Image.Image:
 
 
 def _clutter(canvas: ImageDraw.ImageDraw, rng: Random, colours: list[Colour], count: int) -> None:
-    """Things that are no object of any class: blocks, pebbles, twigs."""
+    """Draw background objects of none of the classes: blocks, pebbles, twigs."""
     for _ in range(count):
         x, y, radius = rng.uniform(0, CANVAS), rng.uniform(0, CANVAS), rng.uniform(5, 20)
         colour = rng.choice(colours)
@@ -139,7 +139,7 @@ def _photo(
     shadow = np.roll(soft, (down, across), axis=(0, 1))[..., None]
     behind = behind * (1 - rng.uniform(0.2, 0.55) * shadow)
 
-    # The blurred silhouette stands in for height: its slope towards the light brightens one flank and dims the other.
+    # Use the blurred silhouette as height, so that its slope towards the light gives shading.
     body: Values = np.asarray(
         _flat(parts, colours, Image.new("RGB", (CANVAS, CANVAS))).reduce(2), np.float32
     )
@@ -189,7 +189,7 @@ def _painting(
     canvas_image = model.filter(ImageFilter.BoxBlur(3))
     canvas = ImageDraw.Draw(canvas_image)
     sweep, coarse = rng.uniform(0, math.pi), rng.uniform(0.8, 1.3)
-    # Broad strokes first, fine ones over them; each takes its colour from the model where it starts.
+    # Broad strokes first, then fine ones; each has the colour of the flat image at its start.
     for count, length, width, shade in ((80, 18, 8, 26), (320, 6, 3, 16)):
         at = grain.integers(0, CANVAS, (count, 2))
         angle = sweep + 1.2 * np.sin(at[:, 0] / 34 + sweep) + grain.uniform(-0.4, 0.4, count)
@@ -232,7 +232,7 @@ def _cartoon(
 
 
 def _wobbly(points: Points, rng: np.random.Generator, shake: float) -> list[float]:
-    """The polyline with extra points on every edge, each a little off its place."""
+    """Return the polyline with added points on every edge, each randomly displaced."""
     share = np.linspace(0, 1, 4, endpoint=False)[None, :, None]
     dense = (points[:-1, None] * (1 - share) + points[1:, None] * share).reshape(-1, 2)
     dense = np.concatenate([dense, points[-1:]])
@@ -288,7 +288,7 @@ def _sketch(
 
 
 def _hatch(sheet: Image.Image, part: Part, slant: float, gap: float, grey: int) -> None:
-    """Parallel pencil lines inside one polygon."""
+    """Draw parallel pencil lines inside a polygon."""
     low, high = part.points.min(axis=0), part.points.max(axis=0)
     reach = float(np.linalg.norm(high - low)) / 2
     inside = Image.new("1", sheet.size)
@@ -309,4 +309,4 @@ STYLES: Mapping[
     "cartoon": _cartoon,
     "sketch": _sketch,
 }
-"""Domain → how it turns posed parts, colours by role and a scene into an RGB image of `SIZE` × `SIZE`."""
+"""Domain → function from posed parts, colours by role and a scene to an RGB image of `SIZE` × `SIZE`."""
