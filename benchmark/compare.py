@@ -114,10 +114,16 @@ def speed_rows(
             load = load_of(environment, a.device)
             result.append(
                 SpeedRow(
-                    a_run=a.run, a=a.subject, b_run=b.run, b=b.subject, device=a.device, ratio=a.p50_ms / b.p50_ms,
-                    ci95=ci95, withheld=reason_to_withhold((a.timing, b.timing), ci95, load),
+                    a_run=a.run,
+                    a=a.subject,
+                    b_run=b.run,
+                    b=b.subject,
+                    device=a.device,
+                    ratio=a.p50_ms / b.p50_ms,
+                    ci95=ci95,
+                    withheld=reason_to_withhold((a.timing, b.timing), ci95, load),
                 )
-            )  # fmt: skip
+            )
     return tuple(result)
 
 

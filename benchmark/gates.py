@@ -52,8 +52,14 @@ _DROPS = {f"{key}_drop": key for key in ("id", "ood_avg", "ood_worst", "adapted_
 METRICS = (*_ALONE, *_DROPS)
 """Metrics without a suite."""
 _UNKNOWN = {
-    f"{key}{score}": metric for score in ("", "_mls") for key, metric in _gated(DetectionRow).items()
-} | {"confidence": metrics_of(UnknownRow)["confidence"], "auroc_drop": _AUROC, "auroc_drop_mls": _AUROC}  # fmt: skip
+    f"{key}{score}": metric
+    for score in ("", "_mls")
+    for key, metric in _gated(DetectionRow).items()
+} | {
+    "confidence": metrics_of(UnknownRow)["confidence"],
+    "auroc_drop": _AUROC,
+    "auroc_drop_mls": _AUROC,
+}
 _OF_SUITE = _gated(AccuracyRow) | {"drop": metrics_of(AccuracyRow)["top1"]}
 SUITE_METRICS = (*_OF_SUITE, *_UNKNOWN)
 """Metrics with a suite: `top1[ood:sketch]`."""
@@ -146,10 +152,17 @@ def evaluate(gates: Sequence[Gate], report: Report) -> tuple[GateRow, ...]:
             passed = value is not None and bool(_COMPARE[gate.operator](value, gate.limit))
             rows.append(
                 GateRow(
-                    expression=gate.expression, run=run, subject=subject, metric=gate.name, operator=gate.operator,
-                    limit=gate.limit, value=value, passed=passed, reason=reason,
+                    expression=gate.expression,
+                    run=run,
+                    subject=subject,
+                    metric=gate.name,
+                    operator=gate.operator,
+                    limit=gate.limit,
+                    value=value,
+                    passed=passed,
+                    reason=reason,
                 )
-            )  # fmt: skip
+            )
     return tuple(rows)
 
 

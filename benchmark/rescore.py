@@ -53,12 +53,19 @@ def rescore(folder: Path) -> Report:
 def _suite(row: SuiteRow, raw: RawResults) -> Suite:
     name, report = row.suite if row.run is None else f"{row.run}/{row.suite}", raw.report
     labels, domain_of = (raw.array(f"{w}/{name}").astype(np.int64) for w in ("labels", "domains"))
-    ids, classes = (tuple(map(printable, map(str, raw.array(f"{w}/{name}")))) for w in ("ids", "classes"))  # fmt: skip
+    ids, classes = (
+        tuple(map(printable, map(str, raw.array(f"{w}/{name}")))) for w in ("ids", "classes")
+    )
     images = ImageSet(row.data, classes, row.domains, labels, domain_of, ids, ids, None, _refuse)
     stored = Suite(
-        row.suite, images, np.arange(len(labels)), row.run, row.family, row.remarks,
+        row.suite,
+        images,
+        np.arange(len(labels)),
+        row.run,
+        row.family,
+        row.remarks,
         raw.predictions.get(f"texture/{name}"),
-    )  # fmt: skip
+    )
     inside = next((one.inside for one in report.unknowns if one.suite == row.suite), None)
     base = next((one.base for one in report.vocabularies if one.suite == row.suite), None)
     if inside is not None:

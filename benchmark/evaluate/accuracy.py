@@ -50,7 +50,9 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
         reference = measured.torch_of(subject) if subject.kind != "torch" else None
         for number, suite in enumerate(suites):
             if suite.holds(subject) and suite.kind not in ("val", "unknown"):
-                before = logits[reference.key, number] if reference and suite.holds(reference) else None  # fmt: skip
+                before = (
+                    logits[reference.key, number] if reference and suite.holds(reference) else None
+                )
                 row = accuracy_row(
                     subject, suite, logits[subject.key, number], before, temperatures[subject.who]
                 )
@@ -265,7 +267,9 @@ class _Measured:
             base = self.base(suite)
             own = len(self.suites[base].images.classes)
             for subject in (one for one in self.subjects if suite.concerns(one)):
-                numbers: dict[str, Any] = dict.fromkeys(("top1", "top1_ci95", "base_top1", "to_added"))  # fmt: skip
+                numbers: dict[str, Any] = dict.fromkeys(
+                    ("top1", "top1_ci95", "base_top1", "to_added")
+                )
                 if suite.holds(subject):
                     predicted = self.logits[subject.key, number].argmax(axis=1)
                     hits = int((predicted == suite.labels).sum())

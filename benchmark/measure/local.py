@@ -93,8 +93,13 @@ def measure_rate(
         EdgekdError: an artifact that cannot be opened, or does not run one image at a time.
     """
     job_of_one = _job(
-        {"": folder}, encoded, protocol=protocol, threads=threads, grid=((batch, threads),), grid_protocol=protocol
-    )  # fmt: skip
+        {"": folder},
+        encoded,
+        protocol=protocol,
+        threads=threads,
+        grid=((batch, threads),),
+        grid_protocol=protocol,
+    )
     with job_of_one as job:
         try:
             step = "throughput-0-0"

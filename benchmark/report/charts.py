@@ -28,12 +28,46 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ROLES = ("paper", "ink", "soft", "line", "c0", "c1", "c2", "c3", "c4", "c5", "c6", "ct")
-LIGHT = dict(zip(_ROLES, (
-    "#ffffff", "#1b1f24", "#59636e", "#d5dae0", "#1f63b5", "#b8500a", "#24773b", "#7b46b8", "#b0265c", "#0d7480",
-    "#7c5a12", "#5b6570"), strict=True))  # fmt: skip
-DARK = dict(zip(_ROLES, (
-    "#14181d", "#e7ebef", "#a3adb8", "#353d46", "#74adf5", "#f79a55", "#69c582", "#bd95f2", "#f680a8", "#54c6d2",
-    "#d3ad62", "#a8b2bc"), strict=True))  # fmt: skip
+LIGHT = dict(
+    zip(
+        _ROLES,
+        (
+            "#ffffff",
+            "#1b1f24",
+            "#59636e",
+            "#d5dae0",
+            "#1f63b5",
+            "#b8500a",
+            "#24773b",
+            "#7b46b8",
+            "#b0265c",
+            "#0d7480",
+            "#7c5a12",
+            "#5b6570",
+        ),
+        strict=True,
+    )
+)
+DARK = dict(
+    zip(
+        _ROLES,
+        (
+            "#14181d",
+            "#e7ebef",
+            "#a3adb8",
+            "#353d46",
+            "#74adf5",
+            "#f79a55",
+            "#69c582",
+            "#bd95f2",
+            "#f680a8",
+            "#54c6d2",
+            "#d3ad62",
+            "#a8b2bc",
+        ),
+        strict=True,
+    )
+)
 COLOURS = 7
 _MARKERS = {"teacher": "s", "torch": "D", "artifact": "o"}
 _FONT = 11.5
@@ -200,10 +234,17 @@ def _scatter(axes: Axes, points: Sequence[Point], size: bool, roomy: bool) -> No
             if not size and x == value:
                 axes.plot(point.time.p50_ci95_ms, [level] * 2, color=colour, alpha=strength)
             axes.plot(
-                x, level, _MARKERS[point.summary.kind], markersize=9, alpha=strength, markeredgecolor=colour,
-                markerfacecolor=LIGHT["paper" if hollow else point.colour], markeredgewidth=1.8, clip_on=False,
+                x,
+                level,
+                _MARKERS[point.summary.kind],
+                markersize=9,
+                alpha=strength,
+                markeredgecolor=colour,
+                markerfacecolor=LIGHT["paper" if hollow else point.colour],
+                markeredgewidth=1.8,
+                clip_on=False,
                 label="" if hollow else printable(point.name) + mark(point.time),
-            )  # fmt: skip
+            )
 
 
 def bars_figure(
@@ -257,9 +298,15 @@ def reliability_figure(bins: Reliability, colour: str, width: float = 236) -> Fi
     accuracy, confidence = bins.accuracy[some], bins.confidence[some]
     upper.bar(middles, np.maximum(accuracy, 0.005), 0.058, color=LIGHT[colour], alpha=0.85)
     upper.bar(
-        middles, np.abs(accuracy - confidence), 0.058, np.minimum(accuracy, confidence), facecolor="none",
-        edgecolor=LIGHT["ink"], linewidth=0.8, hatch="/////",
-    )  # fmt: skip
+        middles,
+        np.abs(accuracy - confidence),
+        0.058,
+        np.minimum(accuracy, confidence),
+        facecolor="none",
+        edgecolor=LIGHT["ink"],
+        linewidth=0.8,
+        hatch="/////",
+    )
     upper.plot([0, 1], [0, 1], color=LIGHT["ink"], linewidth=1, linestyle=(0, (4, 3)))
     share = 100 * bins.count / max(int(bins.count.sum()), 1)
     lower.bar(middles, share[some], 0.058, color=LIGHT["soft"], alpha=0.6)

@@ -37,12 +37,23 @@ def model_card(report: Report) -> str:
     definitions = section("method", "How each number is measured", provenance.definitions())
     students = {row.who for row in report.summary if row.kind != "teacher"}
     accuracies = [row for row in report.accuracy if row.who in students]
-    card = templates().get_template("MODEL_CARD.md.jinja").render(
-        front=Markup(_front(report)), run=run, facts=own, report=report, percent=percent, use=_use(report),
-        before=_markdown(*before), training=_markdown(training), definitions=_markdown(definitions),
-        worst=min(accuracies, key=lambda row: row.top1, default=None),
-        unknowns=[row for one in report.exported for row in of(report.unknowns, one)],
-    )  # fmt: skip
+    card = (
+        templates()
+        .get_template("MODEL_CARD.md.jinja")
+        .render(
+            front=Markup(_front(report)),
+            run=run,
+            facts=own,
+            report=report,
+            percent=percent,
+            use=_use(report),
+            before=_markdown(*before),
+            training=_markdown(training),
+            definitions=_markdown(definitions),
+            worst=min(accuracies, key=lambda row: row.top1, default=None),
+            unknowns=[row for one in report.exported for row in of(report.unknowns, one)],
+        )
+    )
     return squeezed(card.splitlines())
 
 

@@ -170,7 +170,9 @@ def check_recommendation(report: Report) -> None:
 
 
 def _failed(report: Report, row: SummaryRow) -> list[GateRow]:
-    return [gate for gate in report.gates if not gate.passed and (gate.run, gate.subject) == row.who]  # fmt: skip
+    return [
+        gate for gate in report.gates if not gate.passed and (gate.run, gate.subject) == row.who
+    ]
 
 
 def _excess(gate: GateRow) -> float:

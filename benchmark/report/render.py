@@ -47,16 +47,24 @@ def print_document(document: Document) -> None:
     def rich_table(table: Table) -> RichTable:
         """Return a table for the terminal: names may fold, numbers do not."""
         result = RichTable(
-            title=printable(table.title), caption=printable(table.note) or None, box=box.SIMPLE_HEAD,
-            title_justify="left", caption_justify="left", title_style="bold", padding=(0, 1, 0, 0),
-        )  # fmt: skip
+            title=printable(table.title),
+            caption=printable(table.note) or None,
+            box=box.SIMPLE_HEAD,
+            title_justify="left",
+            caption_justify="left",
+            title_style="bold",
+            padding=(0, 1, 0, 0),
+        )
         for number, name in enumerate(table.header):
             is_name = number < table.heads or table.words
             longest = max((len(printable(row[number])) for row in table.rows), default=0)
             result.add_column(
-                RichText(printable(name)), justify="left" if is_name else "right", overflow="fold",
-                min_width=min(longest, 32) if number == 0 else None, vertical="bottom",
-            )  # fmt: skip
+                RichText(printable(name)),
+                justify="left" if is_name else "right",
+                overflow="fold",
+                min_width=min(longest, 32) if number == 0 else None,
+                vertical="bottom",
+            )
         for row in table.rows:
             tones = (_STYLES.get(getattr(cell, "tone", ""), "") for cell in row)
             result.add_row(*map(RichText, map(printable, row), tones))
@@ -158,10 +166,18 @@ def html(document: Document) -> str:
     for name, palette in (("LIGHT", charts.LIGHT), ("DARK", charts.DARK)):
         colours = " ".join(f"--{role}: {value};" for role, value in palette.items())
         style = style.replace(f"/* {name} */", colours)
-    return templates().get_template("page.html").render(
-        document=document, kind=lambda item: type(item).__name__.lower(), groups=_groups, drawings=drawings,
-        style=Markup(style), version=__version__,
-    )  # fmt: skip
+    return (
+        templates()
+        .get_template("page.html")
+        .render(
+            document=document,
+            kind=lambda item: type(item).__name__.lower(),
+            groups=_groups,
+            drawings=drawings,
+            style=Markup(style),
+            version=__version__,
+        )
+    )
 
 
 def _groups(items: Sequence[Item]) -> list[tuple[str, list[Item]]]:

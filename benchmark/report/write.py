@@ -59,7 +59,9 @@ def draw_picture(report: Report, path: Path) -> None:
     origin = f"{provenance.machine_line(report)}. {provenance.images(report)[:110]}"
     figure.text(0.02, 0.03, origin, size=9, **style)
     handles, names = figure.axes[0].get_legend_handles_labels() if figure.axes else ([], [])
-    figure.legend(handles, names, loc="upper left", bbox_to_anchor=(0.01, 0.945), ncols=4, frameon=False)  # fmt: skip
+    figure.legend(
+        handles, names, loc="upper left", bbox_to_anchor=(0.01, 0.945), ncols=4, frameon=False
+    )
     with replacing(path) as scratch:
         figure.savefig(scratch, format="png", dpi=128)
 

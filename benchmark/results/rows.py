@@ -47,9 +47,13 @@ class Frozen(BaseModel):
     """Base of all models of a report; numbers are finite."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True,
-        use_attribute_docstrings=True, ser_json_inf_nan="null",
-    )  # fmt: skip
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+        ser_json_inf_nan="null",
+    )
 
 
 class Row(Frozen):
@@ -136,14 +140,20 @@ class CorruptionRow(Row):
     top1: dict[str, tuple[Fraction, ...]]
     """Corruption → top-1 at severities 1 to 5."""
     robust_accuracy: Fraction = metric(
-        "robust accuracy", "%", HIGHER, source=_HENDRYCKS,
+        "robust accuracy",
+        "%",
+        HIGHER,
+        source=_HENDRYCKS,
         missing="the corruptions were not measured (--suites corruptions)",
-    )  # fmt: skip
+    )
     """Unweighted mean top-1 over 15 corruptions at 5 severities."""
     mce: Time | None = metric(
-        "mCE", "%", LOWER, source=_HENDRYCKS,
+        "mCE",
+        "%",
+        LOWER,
+        source=_HENDRYCKS,
         missing="no denominators: neither 1,000 classes nor a teacher with errors on each corruption",
-    )  # fmt: skip
+    )
     """Mean over corruptions of the mean error over severities, divided by that of a reference model."""
     mce_denominators: str | None
     """Reference model of the denominators."""
@@ -159,8 +169,13 @@ class CueConflictRow(Row):
     texture: Fraction = metric("texture", "%", gate=False)
     """Share of images classified as their texture's class."""
     shape_bias: Fraction | None = metric(
-        "shape bias", "%", HIGHER, source="Geirhos et al. 2019", interval="shape_bias_ci95", gate=False
-    )  # fmt: skip
+        "shape bias",
+        "%",
+        HIGHER,
+        source="Geirhos et al. 2019",
+        interval="shape_bias_ci95",
+        gate=False,
+    )
     """Shape / (shape + texture); Wilson 95 % interval."""
     shape_bias_ci95: Interval | None
 
@@ -258,8 +273,12 @@ class SummaryRow(Row):
     apart: dict[str, Fraction] = {}
     """Top-1 on the suites `test:`, `seen:` and `adapted:`, which are in no mean over unseen domains."""
     adapted_avg: Fraction | None = metric(
-        "adapted", "%", HIGHER, missing="no domain with unlabelled training images was measured", default=None
-    )  # fmt: skip
+        "adapted",
+        "%",
+        HIGHER,
+        missing="no domain with unlabelled training images was measured",
+        default=None,
+    )
     """Unweighted mean of top-1 over the domains with unlabelled training images (`adapted:` suites)."""
     gap: float | None = metric("gap", "points", LOWER, missing=_NO_OOD)
     """Top-1 in domain minus OOD avg."""

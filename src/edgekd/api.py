@@ -134,10 +134,13 @@ def choose(config: ExportConfig) -> Chosen:
     folders, left_out = make_candidates(config)
     report = _measure(
         BenchmarkConfig(
-            paths=tuple(folders), data=config.data, gates=config.budget, quick=True,
+            paths=tuple(folders),
+            data=config.data,
+            gates=config.budget,
+            quick=True,
             device=() if config.device is None else (config.device,),
         )
-    )  # fmt: skip
+    )
     best = recommend(report)
     assert best is not None
     artifacts = [read_artifact(folder, check_hashes=False) for folder in folders]

@@ -115,14 +115,24 @@ RUN = Kind(
     "config.json",
     ("student", "pretrained", "teacher"),
     (
-        "run.json", "vl_run.json", "checkpoint.pt", "student.safetensors", "text_bank.safetensors", "oracle.npz",
-        "artifacts", "benchmark", "benchmark-[0-9]*",
+        "run.json",
+        "vl_run.json",
+        "checkpoint.pt",
+        "student.safetensors",
+        "text_bank.safetensors",
+        "oracle.npz",
+        "artifacts",
+        "benchmark",
+        "benchmark-[0-9]*",
     ),
     early=("split.json", "descriptions.json", "metrics.jsonl", "loggers.json", "best.pt", "swad"),
     loggers={
-        "tensorboard": ("tensorboard",), "csv": ("csv",), "wandb": ("wandb",), "mlflow": ("mlruns", "mlflow.db"),
+        "tensorboard": ("tensorboard",),
+        "csv": ("csv",),
+        "wandb": ("wandb",),
+        "mlflow": ("mlruns", "mlflow.db"),
     },
-)  # fmt: skip
+)
 ARTIFACT = Kind(
     "artifact", "artifact.json", ("target", "files"), ("bank*.npz", "labels.txt", "kit")
 )
@@ -132,9 +142,15 @@ REPORT = Kind(
     "report.json",
     ("schema_version", "summary"),
     (
-        "report.html", "report.md", "report.png", "MODEL_CARD.md", "corruptions.csv", "predictions.npz", "latency.npz",
+        "report.html",
+        "report.md",
+        "report.png",
+        "MODEL_CARD.md",
+        "corruptions.csv",
+        "predictions.npz",
+        "latency.npz",
     ),
-)  # fmt: skip
+)
 MODEL = Kind("model", "", (), ())
 """Kind of a pull or a fetch, which never replaces a folder."""
 PAGE = '<meta name="generator" content="edgekd'

@@ -278,7 +278,9 @@ def _balance(found: DataCheck) -> Table:
     for number, name in enumerate(images.classes):
         row = {"class": name, "images": f"{found.counts[:, number].sum():,}"}
         if len(images.domains) > 1:
-            row |= {d: f"{n:,}" for d, n in zip(images.domains, found.counts[:, number], strict=True)}  # fmt: skip
+            row |= {
+                d: f"{n:,}" for d, n in zip(images.domains, found.counts[:, number], strict=True)
+            }
         rows.append(row)
     roles = Counter(images.roles or ())
     note = "; ".join(f"{role}: {count:,}" for role, count in roles.items())

@@ -48,8 +48,15 @@ class VariantSpec:
             remark += f", with {len(self.templates)} other prompt {word}"
         images = replace(base.images, classes=(*base.images.classes, *added))
         return Suite(
-            name, images, base.indices, base.run, "vocabulary", (f"{remark}.",), variant=name, base=base.name
-        )  # fmt: skip
+            name,
+            images,
+            base.indices,
+            base.run,
+            "vocabulary",
+            (f"{remark}.",),
+            variant=name,
+            base=base.name,
+        )
 
     def bank(self, teacher: ClipTeacher, bank: TextBank) -> TextBank:
         """Return the text bank of a run with this variant; added names have no descriptions."""

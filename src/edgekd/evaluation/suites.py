@@ -193,9 +193,15 @@ class SuiteBuilder:
             )
         unknown = replace(images, classes=beside.images.classes)
         suite = Suite(
-            f"unknown:{name}", unknown, kept, inside.run, "unknown", tuple(remarks), base=beside.name,
+            f"unknown:{name}",
+            unknown,
+            kept,
+            inside.run,
+            "unknown",
+            tuple(remarks),
+            base=beside.name,
             excluded=self.trained.excluded(images.keys),
-        )  # fmt: skip
+        )
         return [*suites, suite]
 
     def _held_out(

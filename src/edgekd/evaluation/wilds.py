@@ -118,10 +118,17 @@ def wilds_suites(
             remark = f'the official WILDS split "{split}" of {name} {dataset.version}: {place}.'
             suites.append(
                 Suite(
-                    title, images, indices, run, "folder", (remark, *left_out(excluded)),
-                    own_metrics=_eval(dataset, indices), own_metrics_by=by, excluded=excluded,
+                    title,
+                    images,
+                    indices,
+                    run,
+                    "folder",
+                    (remark, *left_out(excluded)),
+                    own_metrics=_eval(dataset, indices),
+                    own_metrics_by=by,
+                    excluded=excluded,
                 )
-            )  # fmt: skip
+            )
     if not suites:
         raise EdgekdError(
             f"{name} of WILDS has no test split.", f"Its splits are {', '.join(splits)}."

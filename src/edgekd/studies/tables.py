@@ -212,7 +212,9 @@ def recipe_rows(
             pairs = []
             for column in columns:
                 own, base = (outcomes[name, column][OOD] for name in (recipe, baseline))
-                pairs += _pairs([own[seed] for seed in common], [base[seed] for seed in common], macro)  # fmt: skip
+                pairs += _pairs(
+                    [own[seed] for seed in common], [base[seed] for seed in common], macro
+                )
             low, high = paired_interval(pairs)
             row = dataclasses.replace(
                 row,

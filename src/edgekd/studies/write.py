@@ -128,8 +128,12 @@ def draw_study(tables: Sequence[Table], path: Path) -> None:
         found = axes.get_legend_handles_labels()
         handles |= {label: handle for handle, label in zip(*found, strict=True)}
     figure.legend(
-        handles.values(), handles.keys(), loc="outside upper center", ncols=min(5, len(handles)), frameon=False
-    )  # fmt: skip
+        handles.values(),
+        handles.keys(),
+        loc="outside upper center",
+        ncols=min(5, len(handles)),
+        frameon=False,
+    )
     with replacing(path) as scratch:
         figure.savefig(scratch, format="png", dpi=160)
 
@@ -153,10 +157,22 @@ def _draw(axes: Axes, table: Table, names: Sequence[str]) -> None:
         colour = LIGHT[f"c{number % COLOURS}"]
         for place, value in values:
             axes.errorbar(
-                place + shift, value.mean, yerr=value.error if value.seeds > 1 else None, fmt="o", color=colour,
-                markerfacecolor=colour if place else LIGHT["paper"], markersize=6, capsize=3, label=row.name,
-            )  # fmt: skip
+                place + shift,
+                value.mean,
+                yerr=value.error if value.seeds > 1 else None,
+                fmt="o",
+                color=colour,
+                markerfacecolor=colour if place else LIGHT["paper"],
+                markersize=6,
+                capsize=3,
+                label=row.name,
+            )
             axes.annotate(
-                f"{value.mean:.1f}", (place + shift, value.mean + value.error), xytext=(0, 5),
-                textcoords="offset points", ha="center", fontsize=7, color=colour,
-            )  # fmt: skip
+                f"{value.mean:.1f}",
+                (place + shift, value.mean + value.error),
+                xytext=(0, 5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+                color=colour,
+            )

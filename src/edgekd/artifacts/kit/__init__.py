@@ -117,4 +117,6 @@ def _guide(facts: dict[str, Any], programs: Sequence[str], format: str) -> str:
     rule, steps = facts["preprocess"], files(__package__) / "programs" / f"{format}.steps.txt"
     own = steps.read_text(encoding="utf-8").format(size=rule["size"]) if steps.is_file() else ""
     name, own_steps = "programs/INTEGRATE.md.jinja", own.splitlines()
-    return render_template(__package__, name, **facts, rule=rule, programs=programs, own_steps=own_steps)  # fmt: skip
+    return render_template(
+        __package__, name, **facts, rule=rule, programs=programs, own_steps=own_steps
+    )
