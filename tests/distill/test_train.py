@@ -183,6 +183,7 @@ def kill_after(step: int, settings: dict[str, Any], out: Path) -> Path:
         os._exit(1)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status)
+    time.sleep(1.01)  # TensorBoard orders event files of one second by their process number
     return out
 
 
