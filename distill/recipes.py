@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, check_known
 from edgekd.distill.losses import CONFIDENCES, MASKS, TERMS, TermSpec, needs, uses_labels
 
 Part = Literal["backbone", "projector", "head"]
@@ -296,7 +296,7 @@ def _changed_term(term: str, before: TermSpec, fields: Any) -> TermSpec:
     return dataclasses.replace(before, **changed)
 
 
-def _table(value: Any, what: str, fields: Iterable[str] | None = None) -> Mapping[str, Any]:
+def _table(value: Any, what: str, fields: Collection[str] | None = None) -> Mapping[str, Any]:
     """Check that `value` is a table with these fields."""
     if not isinstance(value, Mapping):
         raise EdgekdError(
@@ -315,8 +315,6 @@ def _number(value: Any, what: str) -> float:
     return float(value)
 
 
-def _check_known(what: str, names: Iterable[Any], known: Iterable[str], more: str = "") -> None:
-    known = list(known)
+def _check_known(what: str, names: Iterable[Any], known: Collection[str], more: str = "") -> None:
     for name in names:
-        if name not in known:
-            raise EdgekdError(f'{what} "{name}".', did_you_mean(str(name), known) + more)
+        check_known(str(name), known, f'{what} "{name}".', more)

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError, NotHere, did_you_mean
+from edgekd.core.errors import EdgekdError, NotHere, check_known
 from edgekd.core.machine import usable_cores
 from edgekd.core.readers import read_json
 from edgekd.targets.session import Nodes, Placement, RuntimeOptions, Session, feed_for, model_path
@@ -132,8 +132,7 @@ def _session_options(wanted: RuntimeOptions, provider: str) -> onnxruntime.Sessi
 
 def _available(provider: str) -> str:
     """Return ONNX Runtime's name of `provider`, if this build has it."""
-    if provider not in PROVIDERS:
-        raise EdgekdError(f'There is no provider "{provider}".', did_you_mean(provider, PROVIDERS))
+    check_known(provider, PROVIDERS, f'There is no provider "{provider}".')
     name, present = PROVIDERS[provider], onnxruntime.get_available_providers()
     if name not in present:
         raise NotHere(

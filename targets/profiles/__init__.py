@@ -10,7 +10,7 @@ from typing import Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgekd.core.console import say
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, check_known
 from edgekd.core.formats import MOST_THREADS
 from edgekd.core.manifest import AnyPrecision, Input, first_problem
 from edgekd.core.readers import read_toml
@@ -115,10 +115,7 @@ def load_profile(spec: str | Path) -> Profile:
     path = Path(spec)
     if path.suffix != ".toml":
         path = FOLDER / f"{spec}.toml"
-        if str(spec) not in profile_names():
-            raise EdgekdError(
-                f'There is no profile "{spec}".', did_you_mean(str(spec), profile_names())
-            )
+        check_known(str(spec), profile_names(), f'There is no profile "{spec}".')
     try:
         return Profile.model_validate(
             read_toml(path, "profile", "Name a profile, or a .toml file like those that ship.")

@@ -14,7 +14,7 @@ from edgekd.configs.base import (
     check,
     option,
 )
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, check_known
 from edgekd.core.formats import EXACT, Input
 from edgekd.core.manifest import AnyPrecision
 from edgekd.targets.registry import AUTO, DEFAULT_TARGET
@@ -143,11 +143,9 @@ class ExportConfig(AutoOptions, QuantizationOptions, FileOptions):
                 f"The target {self.target} does not support {self.precision}.",
                 f"It supports: {', '.join(target.precisions)}.",
             )
-        if self.calibrator is not None and self.calibrator not in target.calibrators:
-            raise EdgekdError(
-                f'{target.name} has no calibrator "{self.calibrator}".',
-                did_you_mean(self.calibrator, target.calibrators),
-            )
+        if self.calibrator is not None:
+            message = f'{target.name} has no calibrator "{self.calibrator}".'
+            check_known(self.calibrator, target.calibrators, message)
         if self.calibrator is not None and self.precision != "int8":
             raise EdgekdError(
                 f"{self.precision} has no ranges to choose.", "--calibrator belongs to --int8."

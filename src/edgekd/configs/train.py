@@ -17,7 +17,7 @@ from edgekd.configs.base import (
     check,
     option,
 )
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, check_known
 from edgekd.core.formats import MOST_BATCH
 from edgekd.core.readers import read_object
 
@@ -186,8 +186,7 @@ class HardwareOptions(Config):
     @check
     def _known_loggers(self) -> None:
         for name in self.logger:
-            if name not in LOGGERS:
-                raise EdgekdError(f'There is no logger "{name}".', did_you_mean(name, LOGGERS))
+            check_known(name, LOGGERS, f'There is no logger "{name}".')
 
 
 class RunOptions(

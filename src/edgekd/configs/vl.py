@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from edgekd.configs.base import AnyPath, Config, OptionalPath, OptionalSpec, Spec, check, option
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, check_known
 from edgekd.core.formats import MOST_BATCH
 
 Select = Literal["relevance", "random", "all", "none"]
@@ -137,10 +137,7 @@ class VlTrainConfig(VlScheduleOptions, VlStudentOptions, VlMethodOptions, VlData
         if not isinstance(given, dict):
             return given
         control = given.get("control", "clip-td")
-        if control not in CONTROLS:
-            raise EdgekdError(
-                f'There is no control "{control}".', did_you_mean(str(control), CONTROLS)
-            )
+        check_known(str(control), CONTROLS, f'There is no control "{control}".')
         data = {"data": "toy"} if given.get("task", "vqa") != "vqa" else {}
         return data | CONTROLS[control] | given
 
