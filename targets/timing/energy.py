@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, check_known
 
 SENSORS = ("rapl", "nvml", "ina", "battery")
 IDLE_S = 2.0
@@ -103,8 +103,7 @@ def open_sensor(name: str, root: Path = Path("/")) -> Sensor:
         EdgekdError: the name is unknown, or the sensor is missing, not readable, or does not report power.
     """
     openers = {"rapl": _rapl, "nvml": lambda _: _nvml(), "ina": _ina, "battery": _battery}
-    if name not in openers:
-        raise EdgekdError(f'There is no energy sensor "{name}".', did_you_mean(name, SENSORS))
+    check_known(name, openers, f'There is no energy sensor "{name}".')
     sensor = openers[name](root)
     try:
         for source in sensor.sources:
